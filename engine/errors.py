@@ -1,0 +1,30 @@
+"""What can go wrong for reasons outside the program, one class for each thing a caller may do about it."""
+
+
+class EngineError(Exception):
+    """The user's input, files or machines do not allow what was asked; the message says what to do."""
+
+
+class ConfigError(EngineError):
+    """A configuration is malformed, or differs from the one a run was started with."""
+
+
+class StorageError(EngineError):
+    """Storage refused a read or a write: full, read-only, missing or cut off. Try again once mended."""
+
+
+class CorruptFileError(EngineError):
+    """A file exists but its bytes are not what its name or its manifest promises."""
+
+
+class StaleLeaseError(EngineError):
+    """A lease has expired or passed to somebody else; what it was held for must be claimed again."""
+
+
+class UnreadableImageError(EngineError):
+    """An image's bytes cannot become pixels. Data, not a failure: its record says so."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason

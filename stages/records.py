@@ -1,0 +1,117 @@
+"""The stored format, field by field: one ImageRecord a row, its masks within it.
+
+`MaskRecord` carries the fields of an SA-1B annotation under SA-1B's names, and behind them what
+this engine knows more: which stage, round, annotator and checkpoint made the mask, and how.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of everything stored: immutable, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StageName(StrEnum):
+    ASSISTED_MANUAL = "assisted_manual"
+    SEMI_AUTOMATIC = "semi_automatic"
+    FULLY_AUTOMATIC = "fully_automatic"
+
+
+class Source(StrEnum):
+    """Who drew a mask: a person (or a simulated one), or the model with nobody looking."""
+
+    ANNOTATED = "annotated"
+    PREFILLED = "prefilled"
+    AUTOMATIC = "automatic"
+
+
+class ImageStatus(StrEnum):
+    OK = "ok"
+    UNREADABLE = "unreadable"
+    TOO_LARGE = "too_large"
+    DUPLICATE = "duplicate"
+    SKIPPED = "skipped"
+    """An annotator looked and passed; the reason is in `error`."""
+    GIVEN_UP = "given_up"
+    """Every attempt to work on this image, alone, ended a worker or raised."""
+
+
+class Rle(Record):
+    """COCO's compressed run-length encoding, columns first."""
+
+    size: tuple[int, int]
+    """(height, width)."""
+    counts: str
+
+
+class Interaction(Record):
+    """One action of an annotator and the mask it led to, so that a log replays to the same mask."""
+
+    kind: Literal["point", "box", "brush"]
+    coords: tuple[float, ...]
+    """point: (x, y); box: (x0, y0, x1, y1); brush: the box of the touched pixels. Image pixels."""
+    label: int
+    """1 adds to the mask, 0 removes from it."""
+    seconds: float
+    """Active time this action took."""
+    predicted_iou: float | None
+    """The model's own estimate of its answer; None after a brush, which asks no model."""
+    answer: Rle
+    """The mask after this action."""
+
+
+class MaskRecord(Record):
+    id: int
+    """Unique within its image."""
+    segmentation: Rle
+    bbox: tuple[float, float, float, float]
+    """XYWH, image pixels."""
+    area: int
+    """Pixels."""
+    predicted_iou: float
+    """Regressed by the IoU head, not clamped: may slightly exceed 1."""
+    stability_score: float
+    """IoU between the mask cut at +offset and the mask cut at -offset."""
+    crop_box: tuple[float, float, float, float]
+    """XYWH of the window the mask was found in, image pixels."""
+    point_coords: tuple[tuple[float, float], ...]
+    """(x, y) of the points that prompted the mask, image pixels; empty for a box."""
+    stage: StageName
+    round: int
+    source: Source
+    annotator: str
+    """Who answered; empty for masks that nobody looked at."""
+    seconds: float
+    """Active annotator time, all interactions."""
+    num_clicks: int
+    checkpoint: str
+    """Name and hash of the checkpoint that answered."""
+    interactions: tuple[Interaction, ...] = ()
+
+
+class ImageRecord(Record):
+    image_id: int
+    """Row of the image in the run's corpus."""
+    file_name: str
+    """Path relative to its source, for people and for export."""
+    uri: str
+    width: int
+    height: int
+    """Frame of the masks: the image upright, after resizing to the work size."""
+    sha256: str
+    """Of the file's bytes; empty when they could not be read."""
+    stage: StageName
+    round: int
+    status: ImageStatus
+    error: str
+    """Why the status is not ok; empty when it is."""
+    masks: tuple[MaskRecord, ...]
+    drops: dict[str, int]
+    """Refused candidates by reason."""
+    worker_seconds: float
+    """Wall time a worker spent on this image."""
