@@ -1,0 +1,296 @@
+"""Where a run's files live: one folder on a disk, or one prefix of an object store.
+
+Two ways to write, and no third. `publish` makes a new file appear whole or not at all, and the
+first writer wins: it is how results come to exist. `replace` overwrites whole: for notes about a
+run that nothing depends on. Readers never see a half-written file under either.
+
+On a disk a file is written beside its final name, synced, and linked to it; a link refuses an
+existing name where a rename would overwrite a rival's file in silence. An object store gets one
+PUT after a look whether the name is taken: pyarrow offers no conditional PUT, so of two writers
+within the same moment the later one wins. Both write the rows of the same plan, and the manifest
+records the hash of what was there when the round was sealed.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from pyarrow import fs as arrow_fs
+
+from engine.errors import StorageError
+
+STAGED_SUFFIX = ".staged"
+Write = Callable[[BinaryIO], Any]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    path: str
+    """Relative to the store's root, with forward slashes."""
+    size: int
+    """Bytes."""
+
+
+class Store(Protocol):
+    uri: str
+
+    def read(self, path: str) -> bytes: ...
+    def open(self, path: str) -> Any:
+        """A seekable binary file for pyarrow. FileNotFoundError when there is none."""
+
+    def exists(self, path: str) -> bool: ...
+    def list(self, folder: str = "") -> list[StoredFile]:
+        """All published files below a folder, sorted by path; empty when there is no folder."""
+
+    def publish(self, path: str, data: bytes) -> bool:
+        """Create a file. False, and nothing changed, when it exists already."""
+
+    def publish_written(self, path: str, write: Write) -> bool:
+        """As `publish`, for content that a function writes."""
+
+    def replace(self, path: str, data: bytes) -> None: ...
+    def publish_folder(self, path: str, source: Path) -> bool:
+        """Move a finished local folder here as one. False when the path exists already."""
+
+    def fetch_folder(self, path: str) -> Path:
+        """A local folder with the content of `path`: the folder itself, or a copy."""
+
+    def sweep(self, older_than_seconds: float) -> int:
+        """Remove what killed writers left staged; returns how many files."""
+
+
+def open_store(uri: str) -> Store:
+    """The store at a local path or at any URI that pyarrow.fs understands (s3://, gs://, ...)."""
+    if "://" not in uri:
+        return LocalStore(Path(uri))
+    try:
+        filesystem, root = arrow_fs.FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot open {uri}: {error}; expected a path or a URI such as s3://bucket/run") from error
+    if isinstance(filesystem, arrow_fs.LocalFileSystem):
+        return LocalStore(Path(root))
+    return ObjectStore(filesystem, root, uri=uri)
+
+
+def read_uri(uri: str) -> bytes:
+    """The bytes of one file, by local path or pyarrow.fs URI."""
+    if "://" not in uri:
+        return Path(uri).read_bytes()
+    filesystem, path = arrow_fs.FileSystem.from_uri(uri)
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+class LocalStore:
+    """A folder on a local or shared disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.uri = str(self.root)
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def open(self, path: str) -> Any:
+        return arrow_fs.LocalFileSystem().open_input_file(str(self.root / path))
+
+    def exists(self, path: str) -> bool:
+        return (self.root / path).exists()
+
+    def list(self, folder: str = "") -> list[StoredFile]:
+        return _list(arrow_fs.LocalFileSystem(), str(self.root), folder)
+
+    def publish(self, path: str, data: bytes) -> bool:
+        return self.publish_written(path, lambda file: file.write(data))
+
+    def publish_written(self, path: str, write: Write) -> bool:
+        with self._staged(path, write) as staged:
+            return _link(staged, self.root / path)
+
+    def replace(self, path: str, data: bytes) -> None:
+        with self._staged(path, lambda file: file.write(data)) as staged:
+            staged.replace(self.root / path)
+            _sync_folder((self.root / path).parent)
+
+    def publish_folder(self, path: str, source: Path) -> bool:
+        final = self.root / path
+        if final.exists():
+            return False
+        with _storage_errors(path):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            # A sibling first: `source` may lie on another disk, where a rename is a copy.
+            beside = final.with_name(f"{final.name}.{uuid.uuid4().hex}{STAGED_SUFFIX}")
+            shutil.copytree(source, beside)
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+        try:
+            beside.rename(final)
+        except OSError as error:
+            shutil.rmtree(beside)
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                return False
+            raise
+        _sync_folder(final.parent)
+        return True
+
+    def fetch_folder(self, path: str) -> Path:
+        return self.root / path
+
+    def sweep(self, older_than_seconds: float) -> int:
+        oldest = time.time() - older_than_seconds
+        swept = 0
+        for stray in list(self.root.rglob(f"*{STAGED_SUFFIX}")):
+            try:
+                if stray.stat().st_mtime < oldest:
+                    shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+                    swept += 1
+            except FileNotFoundError:  # its writer was alive after all
+                continue
+        return swept
+
+    @contextmanager
+    def _staged(self, path: str, write: Write) -> Iterator[Path]:
+        final = self.root / path
+        staged = final.with_name(f"{final.name}.{uuid.uuid4().hex}{STAGED_SUFFIX}")
+        try:
+            with _storage_errors(path):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                with staged.open("xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            yield staged
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+class ObjectStore:
+    """A prefix of a bucket, or of any pyarrow file system whose writes appear when closed."""
+
+    def __init__(self, filesystem: Any, root: str, *, uri: str) -> None:
+        self.filesystem = filesystem
+        self.root = root.rstrip("/")
+        self.uri = uri
+
+    def read(self, path: str) -> bytes:
+        with self.open(path) as file:
+            return bytes(file.read())
+
+    def open(self, path: str) -> Any:
+        return self.filesystem.open_input_file(f"{self.root}/{path}")
+
+    def exists(self, path: str) -> bool:
+        info = self.filesystem.get_file_info(f"{self.root}/{path}")
+        return bool(info.type != arrow_fs.FileType.NotFound)
+
+    def list(self, folder: str = "") -> list[StoredFile]:
+        return _list(self.filesystem, self.root, folder)
+
+    def publish(self, path: str, data: bytes) -> bool:
+        if self.exists(path):
+            return False
+        self.replace(path, data)
+        return True
+
+    def publish_written(self, path: str, write: Write) -> bool:
+        if self.exists(path):
+            return False
+        with tempfile.TemporaryFile() as file, _storage_errors(path):
+            write(file)
+            file.seek(0)
+            self._put(path, file)
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        with _storage_errors(path), self._output(path) as stream:
+            stream.write(data)
+
+    def publish_folder(self, path: str, source: Path) -> bool:
+        """File by file, in name order: readers of a folder must check that it is complete."""
+        if self.exists(path):
+            return False
+        for file in sorted(item for item in source.rglob("*") if item.is_file()):
+            with file.open("rb") as stream, _storage_errors(path):
+                self._put(f"{path}/{file.relative_to(source).as_posix()}", stream)
+        return True
+
+    def fetch_folder(self, path: str) -> Path:
+        target = Path(tempfile.mkdtemp(prefix="sa-engine-"))
+        for stored in self.list(path):
+            copy = target / Path(stored.path).relative_to(path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(self.read(stored.path))
+        return target
+
+    def sweep(self, older_than_seconds: float) -> int:
+        return 0  # an unfinished PUT leaves no object
+
+    def _output(self, path: str) -> Any:
+        full = f"{self.root}/{path}"
+        self.filesystem.create_dir(full.rsplit("/", 1)[0], recursive=True)
+        return self.filesystem.open_output_stream(full)
+
+    def _put(self, path: str, source: BinaryIO) -> None:
+        with self._output(path) as stream:
+            shutil.copyfileobj(source, stream, 8 * 2**20)
+
+
+def _list(filesystem: Any, root: str, folder: str) -> list[StoredFile]:
+    base = f"{root}/{folder}".rstrip("/")
+    selector = arrow_fs.FileSelector(base, allow_not_found=True, recursive=True)
+    files = [
+        StoredFile(path=info.path[len(root) :].lstrip("/"), size=info.size)
+        for info in filesystem.get_file_info(selector)
+        if info.type == arrow_fs.FileType.File and STAGED_SUFFIX not in info.path
+    ]
+    return sorted(files, key=lambda file: file.path)
+
+
+def _link(staged: Path, final: Path) -> bool:
+    """Give a finished file its name. False when another writer was first."""
+    try:
+        os.link(staged, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise StorageError(f"cannot publish {final}: {error.strerror}") from error
+        # A file system without links (exFAT, some FUSE mounts): as weak as an object store.
+        if final.exists():
+            return False
+        staged.rename(final)
+    _sync_folder(final.parent)
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without this a crash may lose the name though the data is safe."""
+    _sync(folder)
+
+
+@contextmanager
+def _storage_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"cannot write {path}: {reason}; mend the storage and run the same command again"
+        ) from error

@@ -1,0 +1,64 @@
+"""Masks to and from COCO's run-length encoding; the only door to pycocotools.
+
+Counts travel as `str`, as in SA-1B's JSON. pycocotools overflows when it sums the areas of more
+than 255 RLEs in one call (numpy 2), so areas are asked for one by one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from stages.records import Rle
+
+Mask = NDArray[np.bool_]
+
+
+def encode_rle(mask: Mask) -> Rle:
+    """(H, W) bool to RLE."""
+    return _from_coco(coco.encode(np.asfortranarray(mask, dtype=np.uint8)))
+
+
+def decode_rle(rle: Rle) -> Mask:
+    """RLE to (H, W) bool."""
+    return coco.decode(_to_coco(rle)).astype(bool)
+
+
+def rle_area(rle: Rle) -> int:
+    return int(coco.area(_to_coco(rle)))
+
+
+def rle_bbox(rle: Rle) -> tuple[float, float, float, float]:
+    """XYWH; zeros for an empty mask."""
+    x, y, width, height = (float(value) for value in coco.toBbox(_to_coco(rle)))
+    return x, y, width, height
+
+
+def rle_iou(first: Sequence[Rle], second: Sequence[Rle]) -> NDArray[np.float64]:
+    """(N, M) mask IoU of every pair."""
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
+    pairs = coco.iou([_to_coco(r) for r in first], [_to_coco(r) for r in second], [0] * len(second))
+    return np.asarray(pairs, dtype=np.float64)
+
+
+def rle_from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Rle:
+    """COCO polygons, each x0 y0 x1 y1 ..., united."""
+    return _from_coco(coco.merge(coco.frPyObjects([list(p) for p in polygons], height, width)))
+
+
+def rle_from_uncompressed(counts: Sequence[int], height: int, width: int) -> Rle:
+    if sum(counts) != height * width or any(count < 0 for count in counts):
+        raise ValueError(f"RLE counts sum to {sum(counts)}, expected {height} x {width} = {height * width}")
+    return _from_coco(coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width))
+
+
+def _to_coco(rle: Rle) -> dict[str, Any]:
+    return {"size": list(rle.size), "counts": rle.counts.encode("ascii")}
+
+
+def _from_coco(encoded: Any) -> Rle:
+    height, width = encoded["size"]
+    return Rle(size=(int(height), int(width)), counts=encoded["counts"].decode("ascii"))
