@@ -1,6 +1,9 @@
 """Small blocks that more than one part of the model is built from."""
 
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -14,9 +17,9 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=1, keepdim=True, unbiased=False)
-        x = (x - mean) * torch.rsqrt(variance + self.eps)
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
 
 
 class MLPBlock(nn.Module):
@@ -29,8 +32,8 @@ class MLPBlock(nn.Module):
         self.act = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.lin2(self.act(self.lin1(x)))
-        return x
+        y: Tensor = self.lin2(self.act(self.lin1(x)))
+        return y
 
 
 class MLP(nn.Module):
@@ -40,7 +43,7 @@ class MLP(nn.Module):
         super().__init__()
         dims = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
         self.layers = nn.ModuleList(
-            nn.Linear(fan_in, fan_out) for fan_in, fan_out in zip(dims[:-1], dims[1:], strict=True)
+            nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(dims)
         )
 
     def forward(self, x: Tensor) -> Tensor:

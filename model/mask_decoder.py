@@ -1,0 +1,74 @@
+"""Mask decoder: image embeddings and prompts to mask logits and their estimated quality.
+
+Axes: P prompts, M masks per prompt, T tokens, C channels, (h, w) the image embedding's grid.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import MLP, LayerNorm2d
+from model.two_way_transformer import TwoWayTransformer
+
+NUM_HEADS = 8
+MLP_DIM = 2048
+
+
+@dataclass(frozen=True)
+class MaskPrediction:
+    low_res_masks: Tensor
+    """(P, M, S / 4, S / 4) logits in the input frame."""
+    predicted_iou: Tensor
+    """(P, M), not clamped."""
+
+
+class MaskDecoder(nn.Module):
+    def __init__(self, embed_dim: int, depth: int, num_multimask_outputs: int) -> None:
+        super().__init__()
+        self.num_mask_tokens = num_multimask_outputs + 1
+        self.transformer = TwoWayTransformer(depth, embed_dim, NUM_HEADS, MLP_DIM)
+        self.iou_token = nn.Embedding(1, embed_dim)
+        self.mask_tokens = nn.Embedding(self.num_mask_tokens, embed_dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(embed_dim, embed_dim // 4, kernel_size=2, stride=2),
+            LayerNorm2d(embed_dim // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(embed_dim // 4, embed_dim // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(embed_dim, embed_dim, embed_dim // 8, num_layers=3)
+            for _ in range(self.num_mask_tokens)
+        )
+        self.iou_prediction_head = MLP(embed_dim, embed_dim, self.num_mask_tokens, num_layers=3)
+
+    def forward(
+        self, image: Tensor, image_pe: Tensor, sparse: Tensor, *, multimask_output: bool
+    ) -> MaskPrediction:
+        """Masks for P prompts.
+
+        Args:
+            image: (P, C, h, w), image embeddings with the dense prompts already added.
+            image_pe: (1, C, h, w), positions of the image's cells.
+            sparse: (P, T, C), prompt tokens.
+            multimask_output: whole, part and subpart; otherwise the one mask of the token that
+                is meant for prompts without ambiguity.
+        """
+        P, _, h, w = image.shape
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(P, -1, -1), sparse], dim=1)
+        tokens, cells = self.transformer(
+            image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens
+        )
+        # Only the outputs asked for are computed: the single mask is token 0, the rest follow.
+        wanted = range(1, self.num_mask_tokens) if multimask_output else range(1)
+        upscaled = self.output_upscaling(cells.transpose(1, 2).unflatten(2, (h, w)))
+        weights = torch.stack(
+            [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1
+        )
+        predicted_iou = self.iou_prediction_head(tokens[:, 0])
+        return MaskPrediction(
+            low_res_masks=torch.einsum("pmc,pchw->pmhw", weights, upscaled),
+            predicted_iou=predicted_iou[:, wanted.start : wanted.stop],
+        )
