@@ -57,6 +57,8 @@ class Interaction(Record):
     """point: (x, y); box: (x0, y0, x1, y1); brush: the box of the touched pixels. Image pixels."""
     label: int
     """1 adds to the mask, 0 removes from it."""
+    output: int | None
+    """Which of the model's outputs was chosen: 0, 1, 2; None after a brush."""
     seconds: float
     """Active time this action took."""
     predicted_iou: float | None
@@ -92,6 +94,16 @@ class MaskRecord(Record):
     checkpoint: str
     """Name and hash of the checkpoint that answered."""
     interactions: tuple[Interaction, ...] = ()
+
+
+class Submission(Record):
+    """What an annotator hands in for one image."""
+
+    masks: tuple[MaskRecord, ...] = ()
+    seconds: float
+    """Active time on the image, searching included."""
+    skipped: str = ""
+    """Why the image was passed over; empty when it was annotated."""
 
 
 class ImageRecord(Record):

@@ -21,6 +21,29 @@ def encode_rle(mask: Mask) -> Rle:
     return _from_coco(coco.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
 
+def encode_window(window: Mask, *, offset_xy: tuple[int, int], size_hw: tuple[int, int]) -> Rle:
+    """RLE of a mask that is known only inside a window and empty outside, without drawing it whole.
+
+    Args:
+        window: (h, w) bool.
+        offset_xy: where the window's top left pixel lies in the full frame.
+        size_hw: the full frame.
+    """
+    height, width = size_hw
+    (h, w), (x0, y0) = window.shape, offset_xy
+    # A closing row of zeros ends every run within its column, so runs map to the full frame alone.
+    columns = np.zeros((w, h + 1), dtype=np.int8)
+    columns[:, :h] = window.T
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0))
+    flat = (edges // (h + 1) + x0) * height + edges % (h + 1) + y0
+    starts, ends = flat[0::2], flat[1::2]
+    apart = starts[1:] != ends[:-1]  # equal only where columns touch: the window is as high as the frame
+    starts = starts[np.concatenate(([True], apart))] if len(starts) else starts
+    ends = ends[np.concatenate((apart, [True]))] if len(ends) else ends
+    bounds = np.concatenate(([0], np.stack((starts, ends), axis=1).ravel(), [height * width]))
+    return rle_from_uncompressed(np.diff(bounds).tolist(), height, width)
+
+
 def decode_rle(rle: Rle) -> Mask:
     """RLE to (H, W) bool."""
     return coco.decode(_to_coco(rle)).astype(bool)

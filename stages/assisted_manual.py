@@ -1,0 +1,153 @@
+"""Stage one: an annotator and the model make one mask together.
+
+A MaskSession is the whole method for one mask: each click or box is answered by the model, which is
+also shown its own previous answer; brush and eraser have the last word. Every action and every
+answer is kept, so the log replays to the same mask (`replay`).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stages.base import Provenance
+from stages.filters import mask_box
+from stages.predictor import Answer, Predictor
+from stages.prompts import Point
+from stages.records import Interaction, MaskRecord, Record, Source, StageName
+from stages.rle import Mask, decode_rle, encode_rle, rle_area, rle_bbox
+
+Choose = Callable[[Answer], int]
+"""Which of the outputs is meant: whole, part or subpart."""
+
+
+class AssistedManualConfig(Record):
+    max_mask_seconds: float = 30.0
+    """A mask that took longer is the last of its image (section 4 of the paper); the mask stays."""
+
+
+def most_confident(answer: Answer) -> int:
+    return answer.best
+
+
+class MaskSession:
+    """One mask in the making."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.mask: Mask = np.zeros(predictor.size_hw, dtype=bool)
+        self.interactions: list[Interaction] = []
+        self.seconds = 0.0
+        """Active time so far; waiting between actions is for the caller to add."""
+        self._predictor = predictor
+        self._points: list[Point] = []
+        self._labels: list[int] = []
+        self._box: tuple[float, float, float, float] | None = None
+        self._answer: Answer | None = None
+        self._chosen = 0
+
+    def click(
+        self, point: Point, label: int, *, seconds: float, choose: Choose = most_confident
+    ) -> Answer:
+        self._points.append(point)
+        self._labels.append(label)
+        return self._ask("point", point, label, seconds, choose)
+
+    def drag_box(
+        self,
+        box_xyxy: tuple[float, float, float, float],
+        *,
+        seconds: float,
+        choose: Choose = most_confident,
+    ) -> Answer:
+        self._box = box_xyxy
+        return self._ask("box", box_xyxy, 1, seconds, choose)
+
+    def brush(self, region: Mask, label: int, *, seconds: float) -> None:
+        """Paint (1) or erase (0) a region, without asking the model."""
+        self.mask = self.mask | region if label else self.mask & ~region
+        coords = tuple(float(value) for value in mask_box(region))
+        self._log("brush", coords, label, seconds, predicted_iou=None)
+
+    def record(
+        self, mask_id: int, stage: StageName, annotator: str, provenance: Provenance
+    ) -> MaskRecord:
+        if self._answer is None:
+            raise ValueError("a mask without a single click or box cannot be recorded")
+        rle = encode_rle(self.mask)
+        height, width = self.mask.shape
+        return MaskRecord(
+            id=mask_id,
+            segmentation=rle,
+            bbox=rle_bbox(rle),
+            area=rle_area(rle),
+            predicted_iou=self._answer.predicted_iou[self._chosen],
+            stability_score=self._answer.stability_score[self._chosen],
+            crop_box=(0.0, 0.0, float(width), float(height)),
+            point_coords=tuple(self._points),
+            stage=stage,
+            round=provenance.round,
+            source=Source.ANNOTATED,
+            annotator=annotator,
+            seconds=self.seconds,
+            num_clicks=sum(action.kind != "brush" for action in self.interactions),
+            checkpoint=provenance.checkpoint,
+            interactions=tuple(self.interactions),
+        )
+
+    def _ask(
+        self, kind: str, coords: Sequence[float], label: int, seconds: float, choose: Choose
+    ) -> Answer:
+        """One point is ambiguous, so it gets three outputs; all later prompts get the single one."""
+        previous = self._answer
+        answer = self._predictor.predict(
+            tuple(self._points),
+            tuple(self._labels),
+            box_xyxy=self._box,
+            mask_input=None if previous is None else previous.low_res_masks[self._chosen],
+            multimask_output=previous is None and self._box is None,
+        )
+        self._chosen = choose(answer) if len(answer.masks) > 1 else 0
+        self._answer = answer
+        self.mask = answer.masks[self._chosen]
+        self._log(kind, coords, label, seconds, predicted_iou=answer.predicted_iou[self._chosen])
+        return answer
+
+    def _log(
+        self,
+        kind: str,
+        coords: Sequence[float],
+        label: int,
+        seconds: float,
+        predicted_iou: float | None,
+    ) -> None:
+        self.seconds += seconds
+        self.interactions.append(
+            Interaction.model_validate(
+                {
+                    "kind": kind,
+                    "coords": tuple(coords),
+                    "label": label,
+                    "output": None if kind == "brush" else self._chosen,
+                    "seconds": seconds,
+                    "predicted_iou": predicted_iou,
+                    "answer": encode_rle(self.mask),
+                }
+            )
+        )
+
+
+def replay(predictor: Predictor, interactions: Sequence[Interaction]) -> Mask:
+    """The mask that a log leads to, asked again of the checkpoint that answered it."""
+    session = MaskSession(predictor)
+    for action in interactions:
+        output = action.output or 0
+        if action.kind == "point":
+            x, y = action.coords
+            session.click((x, y), action.label, seconds=0, choose=lambda _, output=output: output)
+        elif action.kind == "box":
+            x0, y0, x1, y1 = action.coords
+            session.drag_box((x0, y0, x1, y1), seconds=0)
+        else:
+            painted = decode_rle(action.answer)
+            changed = painted & ~session.mask if action.label else session.mask & ~painted
+            session.brush(changed, action.label, seconds=0)
+    return session.mask

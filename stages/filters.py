@@ -1,0 +1,156 @@
+"""Which candidates survive: confidence, stability, edges, duplicates, small regions.
+
+Every refusal has a reason, and for each image candidates = survivors + drops.
+"""
+
+from collections import Counter
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from stages.batch import MaskBatch
+from stages.crops import BoxXyxy
+from stages.records import Record
+from stages.rle import Mask, decode_rle, encode_rle, rle_area
+
+
+class DropReason(StrEnum):
+    LOW_PREDICTED_IOU = "low_predicted_iou"
+    EMPTY = "empty"
+    LOW_STABILITY = "low_stability"
+    CROP_EDGE = "crop_edge"
+    WHOLE_IMAGE = "whole_image"
+    DUPLICATE = "duplicate"
+    SMALL_REGION = "small_region"
+
+
+Drops = Counter[str]
+
+
+class FilterConfig(Record):
+    """Thresholds under SAM's names; the defaults are the paper's (Appendix B)."""
+
+    pred_iou_thresh: float = 0.88
+    """Kept above, strictly."""
+    stability_score_thresh: float = 0.95
+    """Kept from here on."""
+    stability_score_offset: float = 1.0
+    """In logits, to both sides of the mask threshold."""
+    box_nms_thresh: float = 0.7
+    """Box IoU above which the less confident of two masks of one crop is a duplicate."""
+    crop_nms_thresh: float = 0.7
+    """The same between crops, where the mask of the smaller crop stays."""
+    crop_edge_tolerance: int = 20
+    """Pixels within which a mask counts as touching the edge of its crop."""
+    max_mask_area_fraction: float | None = 0.95
+    """Masks of this share of the image or more are dropped; None keeps them."""
+    min_mask_region_area: int = 100
+    """Pixels; smaller components are removed and smaller holes filled. 0 leaves masks alone."""
+    drop_small_masks: bool = True
+    """Drop a mask whose largest component is below min_mask_region_area; otherwise keep that one."""
+
+
+def touches_crop_edge(
+    boxes_xyxy: NDArray[np.float32], crop_box: BoxXyxy, size_hw: tuple[int, int], tolerance: int
+) -> NDArray[np.bool_]:
+    """(N,) whether a box ends at an edge of its crop that is not also an edge of the image."""
+    height, width = size_hw
+    near_crop = np.abs(boxes_xyxy - np.asarray(crop_box)) <= tolerance
+    near_image = np.abs(boxes_xyxy - np.asarray((0, 0, width, height))) <= tolerance
+    return np.asarray((near_crop & ~near_image).any(axis=1))
+
+
+def box_nms(
+    boxes_xyxy: NDArray[np.float32], scores: NDArray[np.float32], iou_threshold: float
+) -> NDArray[np.intp]:
+    """Greedy non-maximum suppression: kept positions, best score first; ties by position."""
+    order = np.argsort(-scores, kind="stable")
+    x0, y0, x1, y1 = boxes_xyxy.astype(np.float64).T
+    areas = (x1 - x0) * (y1 - y0)
+    kept: list[int] = []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        width = np.minimum(x1[best], x1[rest]) - np.maximum(x0[best], x0[rest])
+        height = np.minimum(y1[best], y1[rest]) - np.maximum(y0[best], y0[rest])
+        overlap = width.clip(min=0) * height.clip(min=0)
+        union = areas[best] + areas[rest] - overlap
+        # A box of one row or column has no area; two such boxes are the same only when identical.
+        same = (boxes_xyxy[rest] == boxes_xyxy[best]).all(axis=1)
+        iou = np.where(union > 0, overlap / np.where(union > 0, union, 1), same)
+        order = rest[iou <= iou_threshold]
+    return np.asarray(kept, dtype=np.intp)
+
+
+def drop_duplicates(batch: MaskBatch, scores: NDArray[np.float32], iou_threshold: float, drops: Drops) -> MaskBatch:
+    kept = box_nms(batch.boxes_xyxy, scores, iou_threshold)
+    drops[DropReason.DUPLICATE] += len(batch) - len(kept)
+    return batch.select(kept)
+
+
+def clean_small_regions(batch: MaskBatch, config: FilterConfig, drops: Drops) -> MaskBatch:
+    """Remove specks and fill pinholes; then masks that have become duplicates go, changed ones first."""
+    if config.min_mask_region_area == 0 or len(batch) == 0:
+        return batch
+    rles, boxes, unchanged, kept = list(batch.rles), batch.boxes_xyxy.copy(), [], []
+    for i, rle in enumerate(batch.rles):
+        mask = decode_rle(rle)
+        cleaned, changed = clean_mask(mask, config.min_mask_region_area, config.drop_small_masks)
+        if not cleaned.any():
+            drops[DropReason.SMALL_REGION] += 1
+            continue
+        if changed:
+            rles[i], boxes[i] = encode_rle(cleaned), mask_box(cleaned)
+        kept.append(i)
+        unchanged.append(not changed)
+    cleaned_batch = MaskBatch(
+        rles=tuple(rles),
+        boxes_xyxy=boxes,
+        predicted_iou=batch.predicted_iou,
+        stability_score=batch.stability_score,
+        prompts=batch.prompts,
+        crop_boxes_xyxy=batch.crop_boxes_xyxy,
+    ).select(np.asarray(kept, dtype=np.intp))
+    scores = np.asarray(unchanged, dtype=np.float32)
+    return drop_duplicates(cleaned_batch, scores, config.box_nms_thresh, drops)
+
+
+def clean_mask(mask: Mask, min_area: int, drop_small: bool) -> tuple[Mask, bool]:
+    """Fill holes, then remove components, smaller than `min_area` pixels (8-connected).
+
+    Returns:
+        The mask, empty when nothing of it is large enough, and whether it changed.
+    """
+    filled = mask | _small_components(~mask, min_area)
+    specks = _small_components(filled, min_area)
+    cleaned = filled & ~specks
+    if not cleaned.any() and not drop_small:
+        labels, _ = ndimage.label(filled, structure=np.ones((3, 3)))
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        cleaned = labels == sizes.argmax()
+    return cleaned, bool((cleaned != mask).any())
+
+
+def drop_whole_image(batch: MaskBatch, size_hw: tuple[int, int], fraction: float | None, drops: Drops) -> MaskBatch:
+    if fraction is None or len(batch) == 0:
+        return batch
+    limit = fraction * size_hw[0] * size_hw[1]
+    kept = np.asarray([rle_area(rle) < limit for rle in batch.rles])
+    drops[DropReason.WHOLE_IMAGE] += int((~kept).sum())
+    return batch.select(kept)
+
+
+def mask_box(mask: Mask) -> tuple[int, int, int, int]:
+    """Outermost pixels of a non-empty mask as xyxy, both ends inclusive."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def _small_components(region: Mask, min_area: int) -> Mask:
+    labels, _ = ndimage.label(region, structure=np.ones((3, 3)))
+    small = np.bincount(labels.ravel()) < min_area
+    small[0] = False
+    return np.asarray(small[labels])

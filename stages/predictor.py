@@ -1,0 +1,124 @@
+"""One embedded image and the questions one may ask it: the model as an annotator meets it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.prompt_encoder import Prompts
+from model.sam import Sam
+from model.transforms import ResizeLongestSide
+from stages.prompts import Point
+from stages.rle import Mask
+from stages.windows import WindowedUpscale
+
+MASK_THRESHOLD = 0.0
+"""Logits above this are mask."""
+
+Pixels = NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a stage is given to work on."""
+
+    image_id: int
+    pixels: Pixels
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's answer to one set of prompts: M masks of one object, whole / part / subpart."""
+
+    masks: tuple[Mask, ...]
+    """M of (H, W), image frame."""
+    predicted_iou: tuple[float, ...]
+    stability_score: tuple[float, ...]
+    low_res_masks: Tensor
+    """(M, S/4, S/4) logits."""
+
+    @property
+    def best(self) -> int:
+        """The output of highest predicted IoU."""
+        return int(np.argmax(self.predicted_iou))
+
+
+class Predictor:
+    """An image embedded once, prompted many times."""
+
+    def __init__(
+        self, sam: Sam, size_hw: tuple[int, int], embedding: Tensor, *, stability_offset: float = 1.0
+    ) -> None:
+        """
+        Args:
+            size_hw: of the image that was embedded; prompts and masks are in its frame.
+            embedding: (1, C, h, w), from `embed`.
+            stability_offset: in logits, to both sides of the threshold.
+        """
+        self.sam = sam
+        self.size_hw = size_hw
+        self.embedding = embedding
+        self.transform = ResizeLongestSide(size_hw, sam.config.image_size)
+        self.upscale = WindowedUpscale(self.transform)
+        self._stability_offset = stability_offset
+
+    def predict(
+        self,
+        points: tuple[Point, ...] = (),
+        labels: tuple[int, ...] = (),
+        *,
+        box_xyxy: tuple[float, float, float, float] | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool,
+    ) -> Answer:
+        """Masks for one object.
+
+        Args:
+            points: (x, y), image pixels.
+            labels: 1 foreground, 0 background, one for each point.
+            mask_input: (S/4, S/4) logits of an earlier answer.
+            multimask_output: three outputs for an ambiguous prompt, or the single-mask output.
+        """
+        transform, device = self.transform, self.embedding.device
+        coords = torch.tensor([points], dtype=torch.float32, device=device)
+        box = None if box_xyxy is None else torch.tensor([box_xyxy], dtype=torch.float32, device=device)
+        prompts = Prompts(
+            point_coords=transform.apply_coords(coords) if points else None,
+            point_labels=torch.tensor([labels], device=device) if points else None,
+            boxes=None if box is None else transform.apply_boxes(box),
+            mask_input=None if mask_input is None else mask_input[None, None].to(device),
+        )
+        with torch.inference_mode():
+            output = self.sam.decode(self.embedding, prompts, multimask_output=multimask_output)
+        low_res = output.low_res_masks[0].float().cpu()
+        masks, stability = zip(*(self._enlarge(logits) for logits in low_res), strict=True)
+        return Answer(
+            masks=masks,
+            predicted_iou=tuple(output.predicted_iou[0].tolist()),
+            stability_score=stability,
+            low_res_masks=low_res,
+        )
+
+    def _enlarge(self, low_res_mask: Tensor) -> tuple[Mask, float]:
+        mask = np.zeros(self.size_hw, dtype=bool)
+        window = self.upscale.window(low_res_mask, level=MASK_THRESHOLD - self._stability_offset)
+        if window is None:
+            return mask, 0.0
+        (x, y), (h, w) = window.offset_xy, window.logits.shape
+        mask[y : y + h, x : x + w] = window.mask(MASK_THRESHOLD)
+        return mask, window.stability(MASK_THRESHOLD, self._stability_offset)
+
+
+def embed(sam: Sam, pixels: Pixels) -> Tensor:
+    """(1, C, h, w) embedding of one image, on the model's device."""
+    transform = ResizeLongestSide((pixels.shape[0], pixels.shape[1]), sam.config.image_size)
+    device = next(sam.parameters()).device
+    with torch.inference_mode():
+        return sam.encode(transform.apply_image(pixels)[None].to(device))
