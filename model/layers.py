@@ -55,9 +55,12 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """While training, skips a residual branch for a random part of the batch."""
+    """While training, skips a residual branch for a random part of the batch.
 
-    def __init__(self, probability: float) -> None:
+    How often is a matter of the training, which sets `probability`, and not of the model.
+    """
+
+    def __init__(self, probability: float = 0.0) -> None:
         super().__init__()
         self.probability = probability
 

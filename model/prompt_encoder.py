@@ -29,15 +29,11 @@ class Prompts:
     point_coords: Tensor | None = None
     """(P, N, 2), input frame."""
     point_labels: Tensor | None = None
-    """(P, N) of `PointLabel`; a box may be written as two points, which lets prompts with and
-    without a box share a batch."""
+    """(P, N) of `PointLabel`."""
     boxes: Tensor | None = None
     """(P, 4) xyxy, input frame."""
     mask_input: Tensor | None = None
     """(P, 1, S / 4, S / 4) logits."""
-    pad_points: bool = True
-    """Whether points without `boxes` get the padding token that stands in for a box, as the
-    official model was trained; False when `point_labels` already say everything."""
 
     def __post_init__(self) -> None:
         if (self.point_coords is None) != (self.point_labels is None):
@@ -96,7 +92,7 @@ class PromptEncoder(nn.Module):
         tokens = []
         if prompts.point_coords is not None and prompts.point_labels is not None:
             tokens.append(self.embed_points(prompts.point_coords, prompts.point_labels))
-            if prompts.boxes is None and prompts.pad_points:
+            if prompts.boxes is None:  # as the official model was trained: padding for the box
                 tokens.append(self.not_a_point_embed.weight.expand(len(prompts), 1, -1))
         if prompts.boxes is not None:
             corners = (PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT)

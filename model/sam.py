@@ -14,7 +14,7 @@ from model.image_encoder import ImageEncoderViT, ViTConfig
 from model.mask_decoder import MaskDecoder, MaskPrediction
 from model.prompt_encoder import PromptEncoder, Prompts
 from model.tiny_vit import TinyViT, TinyViTConfig
-from model.transforms import PIXEL_MEAN, PIXEL_STD, ResizeLongestSide
+from model.transforms import ResizeLongestSide
 
 STRIDE = 16
 """Input pixels per cell of the image embedding, for every encoder."""
@@ -31,9 +31,6 @@ class SamConfig(BaseModel):
     decoder_depth: int = Field(default=2, ge=1)
     """Two-way blocks; 2 in the released models, 3 in the one that made SA-1B."""
     num_multimask_outputs: int = Field(default=3, ge=1)
-    pixel_mean: tuple[float, float, float] = PIXEL_MEAN
-    """RGB, 0-255."""
-    pixel_std: tuple[float, float, float] = PIXEL_STD
 
     @model_validator(mode="after")
     def _encoder_has_our_stride(self) -> "SamConfig":
@@ -57,7 +54,7 @@ class SamConfig(BaseModel):
 
     def transform(self, size_hw_orig: tuple[int, int]) -> ResizeLongestSide:
         """The way from images of this size to the model's input, and back."""
-        return ResizeLongestSide(size_hw_orig, self.image_size, self.pixel_mean, self.pixel_std)
+        return ResizeLongestSide(size_hw_orig, self.image_size)
 
     @staticmethod
     def preset(name: str) -> "SamConfig":

@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+# RGB, 0-255; of every published model of this family.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
 class ResizeLongestSide:
-    """The way between one image size and the input square; `SamConfig.transform` makes one."""
+    """The way between one image size and the input square."""
 
     size_hw_orig: tuple[int, int]
     image_size: int
     """S, side of the input square."""
-    pixel_mean: tuple[float, float, float] = PIXEL_MEAN
-    pixel_std: tuple[float, float, float] = PIXEL_STD
 
     @property
     def scale(self) -> float:
@@ -48,7 +47,7 @@ class ResizeLongestSide:
         h, w = self.size_hw_input
         resized = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
-        mean, std = (torch.tensor(s).reshape(3, 1, 1) for s in (self.pixel_mean, self.pixel_std))
+        mean, std = (torch.tensor(s).reshape(3, 1, 1) for s in (PIXEL_MEAN, PIXEL_STD))
         return F.pad((pixels - mean) / std, (0, self.image_size - w, 0, self.image_size - h))
 
     def apply_coords(self, coords: Tensor) -> Tensor:

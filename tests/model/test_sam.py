@@ -115,16 +115,6 @@ def test_prompts_of_unequal_length_are_refused() -> None:
         Prompts(boxes=torch.zeros(1, 4), mask_input=torch.zeros(2, 1, 32, 32))
 
 
-def test_a_box_written_as_two_points_is_the_same_prompt() -> None:
-    sam = small_sam()
-    embeddings = sam.encode(torch.randn(1, 3, 128, 128))
-    box = torch.tensor([[10.0, 20.0, 60.0, 90.0]])
-    as_points = Prompts(box.reshape(1, 2, 2), torch.tensor([[2, 3]]), pad_points=False)
-    a = sam.decode(embeddings, Prompts(boxes=box), multimask_output=False)
-    b = sam.decode(embeddings, as_points, multimask_output=False)
-    torch.testing.assert_close(a.low_res_masks, b.low_res_masks)
-
-
 def test_global_attention_in_chunks_equals_attention_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
