@@ -59,6 +59,29 @@ def rle_bbox(rle: Rle) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
+def rle_runs(rle: Rle) -> NDArray[np.int64]:
+    """(N, 2) start and end of every run of mask pixels; positions in the columns laid end to end.
+
+    What a shape statistic needs, at a hundredth of the cost of drawing the mask.
+    """
+    # COCO's string: 5 bits a character, lowest first, bit 5 says "more follows", bit 4 of the last
+    # is the sign; from the fourth number on each is the difference to the one two before it.
+    codes = np.frombuffer(rle.counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(codes & 0x20 == 0)
+    if len(last) == 0:
+        return np.zeros((0, 2), dtype=np.int64)
+    first = np.concatenate(([0], last[:-1] + 1))
+    length = last - first + 1
+    place = np.arange(len(codes)) - np.repeat(first, length)
+    values = np.add.reduceat((codes & 0x1F) << (5 * place), first)
+    values -= (codes[last] >> 4 & 1) << (5 * length)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    ends = np.cumsum(values)
+    runs = np.stack((ends[0 : len(ends) - 1 : 2], ends[1::2]), axis=1)
+    return runs[runs[:, 0] < runs[:, 1]]
+
+
 def rle_iou(first: Sequence[Rle], second: Sequence[Rle]) -> NDArray[np.float64]:
     """(N, M) mask IoU of every pair."""
     if not first or not second:
