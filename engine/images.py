@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def read_pixels(data: bytes, limits: ImageLimits) -> Pixels:
         orientation = _orientation(image)
         _refuse_unfinished(image, data)
         image.load()
-        return np.array(_turn_upright(_to_rgb(image), orientation), dtype=np.uint8)
+        return np.array(turn_upright(np.asarray(_to_rgb(image)), orientation), order="C")
 
 
 def probe(data: bytes, limits: ImageLimits) -> ImageHeader:
@@ -86,6 +87,14 @@ def probe(data: bytes, limits: ImageLimits) -> ImageHeader:
         orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
     return ImageHeader(width=width, height=height, orientation=orientation)
+
+
+def turn_upright(stored: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """A view of (H, W, ...) pixels as EXIF says they are to be seen."""
+    turned = stored.swapaxes(0, 1) if orientation >= 5 else stored
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return turned[::rows, ::columns]
 
 
 def work_size_hw(size_hw: tuple[int, int], size: WorkSize) -> tuple[int, int]:
@@ -199,21 +208,6 @@ def _stretch(values: NDArray[np.generic]) -> Pixels:
     known -= known.min()
     known /= known.max() or 1.0
     return np.rint(known * 255).astype(np.uint8)
-
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _reason(error: Exception) -> str:

@@ -23,7 +23,8 @@ from stages.records import ImageRecord, ImageStatus, MaskRecord, Record, Source
 Key = TypeVar("Key", bound=Hashable)
 Edges = tuple[float, ...]
 
-CENTRE_BINS = 32
+CENTRE_BINS = 33
+"""A side; odd, so that masks as wide or high as the image fall in the middle."""
 SIZE_STRATA = (0.1, 0.3)
 """Relative sizes that part small, medium and large masks; ours, the paper names no bounds."""
 

@@ -37,6 +37,8 @@ class StoredFile:
     """Relative to the store's root, with forward slashes."""
     size: int
     """Bytes."""
+    modified: float
+    """Seconds since the epoch."""
 
 
 class Store(Protocol):
@@ -248,7 +250,7 @@ def _list(filesystem: Any, root: str, folder: str) -> list[StoredFile]:
     base = f"{root}/{folder}".rstrip("/")
     selector = arrow_fs.FileSelector(base, allow_not_found=True, recursive=True)
     files = [
-        StoredFile(path=info.path[len(root) :].lstrip("/"), size=info.size)
+        StoredFile(info.path[len(root) :].lstrip("/"), info.size, (info.mtime_ns or 0) / 1e9)
         for info in filesystem.get_file_info(selector)
         if info.type == arrow_fs.FileType.File and STAGED_SUFFIX not in info.path
     ]

@@ -1,0 +1,164 @@
+"""Rounds that wait for annotators: hand the tasks out, collect the answers, assemble shards.
+
+The simulated annotator is a client of the queue like any other: it claims a task, works on it on
+some worker for as long as that takes, and submits under its lease. Whoever answers, the round goes
+on when no task is left.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine import layout
+from engine.context import WorkerContext
+from engine.corpus import CorpusRow
+from engine.errors import StaleLeaseError, StorageError, UnreadableImageError
+from engine.executor import Executor, Failed
+from engine.ground_truth import GroundTruth
+from engine.images import WorkSize, work_size_hw
+from engine.production import POLL_SECONDS
+from engine.shards import ShardHeader, publish_shard, read_record, read_records
+from engine.store import Store
+from engine.tasks import Lease, TaskQueue, TaskResult
+from engine.worker import image_record
+from stages.annotator import SimulatedAnnotator, SimulatedAnnotatorConfig
+from stages.base import Provenance, StageOutput
+from stages.predictor import Predictor
+from stages.records import ImageRecord, ImageStatus, Submission
+from stages.rle import decode_rle
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnnotationUnit:
+    """One task, answered by the simulated annotator."""
+
+    row: CorpusRow
+    lease: Lease
+    header: ShardHeader
+    annotator: SimulatedAnnotatorConfig
+    max_mask_seconds: float
+    seed: int
+    prefilled: tuple[str, int] | None
+    """Shard and row of the image's prefilled masks; None when nothing is prefilled."""
+
+    def run(self, context: WorkerContext) -> Submission:
+        try:
+            image = context.read_image(self.row)
+        except UnreadableImageError as error:
+            return Submission(seconds=0.0, skipped=str(error))
+        truths = GroundTruth(context.store).masks(self.row.image_id, image.size_hw)
+        prefilled = () if self.prefilled is None else read_record(context.store, *self.prefilled).masks
+        predictor = Predictor(
+            context.checkpoint.sam, image.size_hw, context.embedding(self.row, image)
+        )
+        annotator = SimulatedAnnotator(self.annotator, max_mask_seconds=self.max_mask_seconds)
+        return annotator.annotate(
+            predictor,
+            [decode_rle(truth) for truth in truths],
+            prefilled=[decode_rle(mask.segmentation) for mask in prefilled],
+            stage=self.header.stage,
+            provenance=Provenance(self.header.round, self.header.checkpoint),
+            rng=np.random.default_rng([self.seed, self.header.round, self.row.image_id]),
+        )
+
+
+def answer_tasks(
+    executor: Executor,
+    queue: TaskQueue,
+    round_index: int,
+    *,
+    owner: str,
+    unit_of: Callable[[Lease], AnnotationUnit],
+    lease_seconds: float,
+    on_task: Callable[[], None],
+) -> None:
+    """Play annotator until no task of the round is left.
+
+    Args:
+        owner: under which the tasks are claimed.
+        on_task: called after each task that ended.
+    """
+    held: dict[int, Lease] = {}
+    renewed = time.monotonic()
+    while queue.counts(round_index).left:
+        while executor.has_room() and (lease := queue.claim(owner, round_index)) is not None:
+            held[lease.task_id] = lease
+            executor.submit(unit_of(lease))
+        if time.monotonic() - renewed > lease_seconds / 3:
+            held = {task_id: queue.renew(lease) for task_id, lease in held.items()}
+            renewed = time.monotonic()
+        for outcome in executor.wait(POLL_SECONDS):
+            lease = held.pop(outcome.unit.lease.task_id)
+            try:
+                if isinstance(outcome, Failed):
+                    if outcome.storage:
+                        raise StorageError(outcome.error)
+                    log.warning("image %d failed: %s", lease.image_id, outcome.error)
+                    queue.fail(lease, outcome.error)
+                else:
+                    queue.submit(lease, outcome.result)
+            except StaleLeaseError as error:
+                log.warning("%s", error)  # somebody else has the task now, and will answer it
+            on_task()
+
+
+def assemble_shard(
+    store: Store,
+    header: ShardHeader,
+    rows: list[CorpusRow],
+    results: Mapping[int, TaskResult],
+    *,
+    shards: str,
+    proposals: str | None,
+    work_size: WorkSize,
+) -> bool:
+    """Publish one shard of a round whose tasks have ended: prefilled masks, then drawn ones."""
+    path = layout.shard_path(shards, header.shard)
+    prefilled: Iterator[ImageRecord | None]
+    if proposals is None:
+        prefilled = iter([None] * len(rows))
+    else:
+        prefilled = read_records(store, layout.shard_path(proposals, header.shard))
+    return publish_shard(
+        store,
+        path,
+        header,
+        (
+            _record(row, header, results[row.image_id], proposal, work_size)
+            for row, proposal in zip(rows, prefilled, strict=True)
+        ),
+    )
+
+
+def _record(
+    row: CorpusRow,
+    header: ShardHeader,
+    result: TaskResult,
+    proposal: ImageRecord | None,
+    work_size: WorkSize,
+) -> ImageRecord:
+    """A skipped or failed task keeps what was prefilled; its status says what happened."""
+    submission = result.submission or Submission(seconds=0.0)
+    locked = () if proposal is None else proposal.masks
+    masks = enumerate((*locked, *submission.masks))
+    record = image_record(
+        row,
+        header.stage,
+        header.round,
+        size_hw=work_size_hw((row.height, row.width), work_size),
+        output=StageOutput(
+            masks=tuple(mask.model_copy(update={"id": number}) for number, mask in masks),
+            drops={} if proposal is None else proposal.drops,
+        ),
+        worker_seconds=0.0 if proposal is None else proposal.worker_seconds,
+    )
+    if result.submission is None:
+        return record.model_copy(update={"status": ImageStatus.GIVEN_UP, "error": result.error})
+    if submission.skipped:
+        return record.model_copy(update={"status": ImageStatus.SKIPPED, "error": submission.skipped})
+    return record

@@ -1,0 +1,192 @@
+"""COCO-style JSON: its images, and its annotations as checked masks.
+
+A file that has no list of images is refused as a whole. An annotation that makes no sense is
+refused alone, with a reason from `MaskDrop`, so that one bad polygon does not cost a dataset.
+
+Masks are re-encoded from checked counts: pycocotools trusts what it is given, and counts that do
+not add up to the image make it read, and write, memory that is not its own.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from engine.errors import ConfigError, CorruptFileError
+from engine.store import read_uri
+from stages.records import Rle
+from stages.rle import rle_area, rle_from_polygons, rle_from_uncompressed
+
+MAX_FRAME = 2**31 - 1  # pycocotools counts pixels in 32 bits
+
+
+class MaskDrop(StrEnum):
+    """Why an annotation of a file did not become ground truth."""
+
+    UNKNOWN_IMAGE = "unknown_image"
+    """Its image_id is not among the images."""
+    IMAGE_NOT_USABLE = "image_not_usable"
+    """Its image is unreadable, too large, or a duplicate."""
+    MALFORMED = "malformed"
+    """Its segmentation is missing, or no polygon and no RLE."""
+    SIZE_MISMATCH = "size_mismatch"
+    """Drawn on another size than the image has."""
+    EMPTY = "empty"
+    FEW_VOTES = "few_votes"
+    SMALL = "small"
+
+
+class RefusedAnnotationError(ValueError):
+    def __init__(self, drop: MaskDrop) -> None:
+        super().__init__(str(drop))
+        self.drop = drop
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    id: str
+    file_name: str
+    split: str
+    size_hw: tuple[int, int] | None
+    """As the file says; None when it does not."""
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    images: tuple[CocoImage, ...]
+    annotations: dict[str, list[dict[str, Any]]] | None
+    """By image id, unchecked; None when the file has no annotations at all."""
+    num_homeless: int
+    """Annotations that name no image of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoMask:
+    segmentation: Rle
+    area: int
+    """Pixels, counted."""
+    iscrowd: bool
+    """One mask around many objects: no single object to annotate."""
+    votes: int | None
+    """How many annotators drew it, where the file says so."""
+
+
+def read_coco(uri: str) -> CocoFile:
+    """Raises ConfigError when there is no such file, CorruptFileError when it is no COCO JSON."""
+    try:
+        content = json.loads(read_uri(uri))
+    except OSError as error:
+        raise ConfigError(f"cannot read {uri}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{uri} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise CorruptFileError(f"{uri} is not COCO-style: expected an object with a list 'images'")
+    images = tuple(_image(uri, index, raw) for index, raw in enumerate(content["images"]))
+    annotations: dict[str, list[dict[str, Any]]] = {image.id: [] for image in images}
+    if len(annotations) < len(images):
+        raise CorruptFileError(f"{uri}: two images have the same id; expected every id once")
+    if "annotations" not in content:
+        return CocoFile(images, annotations=None, num_homeless=0)
+    if not isinstance(content["annotations"], list):
+        raise CorruptFileError(f"{uri}: 'annotations' is not a list")
+    homeless = 0
+    for raw in content["annotations"]:
+        if isinstance(raw, dict) and (home := str(raw.get("image_id"))) in annotations:
+            annotations[home].append(raw)
+        else:
+            homeless += 1
+    return CocoFile(images, annotations, homeless)
+
+
+def read_mask(annotation: dict[str, Any], size_hw: tuple[int, int]) -> CocoMask:
+    """One annotation, checked.
+
+    Args:
+        size_hw: frame of the polygons; an RLE brings its own.
+    Raises:
+        RefusedAnnotationError: it holds no mask.
+    """
+    segmentation = annotation.get("segmentation")
+    try:
+        if isinstance(segmentation, list):
+            rle = _from_polygons(segmentation, size_hw)
+        else:
+            rle = _from_rle(segmentation)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise RefusedAnnotationError(MaskDrop.MALFORMED) from error
+    area = rle_area(rle)
+    if not area:
+        raise RefusedAnnotationError(MaskDrop.EMPTY)
+    votes = annotation.get("votes")
+    return CocoMask(
+        segmentation=rle,
+        area=area,
+        iscrowd=bool(annotation.get("iscrowd")),
+        votes=votes if isinstance(votes, int) else None,
+    )
+
+
+def _image(uri: str, index: int, raw: Any) -> CocoImage:
+    if not isinstance(raw, dict) or "id" not in raw or not isinstance(raw.get("file_name"), str):
+        raise CorruptFileError(f"{uri}: image {index} has no id or no file_name")
+    size = raw.get("height"), raw.get("width")
+    has_size = all(isinstance(side, int) and side > 0 for side in size)
+    return CocoImage(
+        id=str(raw["id"]),
+        # A lone surrogate, which JSON can hold and UTF-8 cannot, names no file anyway.
+        file_name=raw["file_name"].encode("utf-8", "replace").decode(),
+        split=str(raw.get("split") or ""),
+        size_hw=size if has_size else None,  # type: ignore[arg-type]  # both are int, just checked
+    )
+
+
+def _from_polygons(polygons: Sequence[Any], size_hw: tuple[int, int]) -> Rle:
+    height, width = size_hw
+    reach = 2 * max(height, width)  # the rasteriser walks every pixel of an edge, wherever it goes
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"a polygon of {len(polygon)} numbers; expected x0 y0 x1 y1 x2 y2 ...")
+        if not all(math.isfinite(value) and abs(value) <= reach for value in polygon):
+            raise ValueError(f"a polygon leaves its image of {width} x {height}")
+    if not polygons:
+        raise ValueError("no polygon")
+    return rle_from_polygons(polygons, height, width)
+
+
+def _from_rle(segmentation: Any) -> Rle:
+    height, width = (int(side) for side in segmentation["size"])
+    if min(height, width) < 1 or height * width > MAX_FRAME:
+        raise ValueError(f"an RLE of {height} x {width} pixels")
+    counts = segmentation["counts"]
+    runs = _counts_of(counts) if isinstance(counts, str) else [int(count) for count in counts]
+    return rle_from_uncompressed(runs, height, width)
+
+
+def _counts_of(text: str) -> list[int]:
+    """Run lengths of COCO's compressed counts.
+
+    Each character holds five bits, low ones first, and in its sixth bit whether more follow; the
+    last one's fifth bit is the sign. From the fourth run on, a run is stored as its difference to
+    the one before the last.
+    """
+    codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    if not len(codes):
+        return []
+    last = (codes & 32) == 0
+    if codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        raise ValueError("counts hold characters that no RLE has, or end within a number")
+    starts = np.flatnonzero(np.concatenate(([True], last[:-1])))
+    place = np.arange(len(codes)) - np.repeat(starts, np.diff(np.append(starts, len(codes))))
+    if place.max() > 8:
+        raise ValueError("counts hold a number of more than 40 bits")
+    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
+    negative = (codes[last] & 16) != 0
+    runs[negative] -= 1 << (5 * (place[last][negative] + 1))
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    counts: list[int] = runs.tolist()
+    return counts

@@ -1,0 +1,200 @@
+"""EngineConfig: what a run is. Composes each owner's config; loads, checks and freezes YAML."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from engine import layout
+from engine.corpus import CorpusConfig
+from engine.dataset import MixConfig
+from engine.errors import ConfigError
+from engine.images import WorkSize
+from engine.sources import SourceConfig
+from engine.store import Store
+from model.detector import DetectorConfig, DetectorTrainingConfig
+from model.training import TrainingConfig
+from stages.annotator import SimulatedAnnotatorConfig
+from stages.assisted_manual import AssistedManualConfig
+from stages.fully_automatic import FullyAutomaticConfig
+from stages.records import Record, StageName
+from stages.semi_automatic import SemiAutomaticConfig
+
+
+class RoundConfig(Record):
+    stage: StageName
+    source: str
+    """Name of the source whose images are annotated."""
+    images: PositiveInt | None = None
+    """How many, none of which an earlier round took; None: all that are left."""
+    retrain: bool = True
+    """Train the next checkpoint on everything annotated so far."""
+    promote: Literal["always", "if_better"] = "always"
+    """`if_better`: the trained checkpoint must beat its parent on the held-out images."""
+
+
+class RetrainingConfig(Record):
+    training: TrainingConfig = TrainingConfig()
+    mix: MixConfig = MixConfig()
+    detector: DetectorConfig = DetectorConfig()
+    detector_training: DetectorTrainingConfig = DetectorTrainingConfig()
+    save_every_steps: PositiveInt = 500
+    """A killed training goes on from the last multiple of this."""
+
+
+class EvaluationConfig(Record):
+    sources: tuple[str, ...] | None = None
+    """Whose held-out images to evaluate on; None: every source with ground truth."""
+    max_images: PositiveInt | None = 500
+    """The first of them by content hash, so that every round meets the same."""
+    max_masks_per_image: PositiveInt | None = None
+    """The largest of them; None: all."""
+
+
+class ExecutionConfig(Record):
+    """How a run uses its machines. Nothing here changes results, so it may change on resuming."""
+
+    executor: Literal["ray", "local"] = "ray"
+    workers: PositiveInt | None = None
+    """Worker processes; None: as many as the cluster has CPUs (or GPUs) for."""
+    threads_per_worker: PositiveInt = 1
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    train_workers: PositiveInt = 1
+    train_threads: PositiveInt = 2
+    tasks_url: str | None = None
+    """SQLAlchemy URL of the annotation queue; None: SQLite in the run's folder."""
+    lease_seconds: PositiveFloat = 600.0
+    max_attempts: PositiveInt = 3
+    """Times an image may fail, alone, before it is given up."""
+    max_given_up: float = Field(default=0.1, ge=0, le=1)
+    """Share of a round's images (but at least three) that may be given up before the run stops."""
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+
+class EngineConfig(Record):
+    name: str = "run"
+    seed: int = 0
+    checkpoint: str
+    """Where the run starts: a name from model/checkpoints, a folder, or an official .pth file."""
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    corpus: CorpusConfig = CorpusConfig()
+    work_size: WorkSize = WorkSize()
+    """Frame in which masks are made."""
+    rounds: tuple[RoundConfig, ...] = Field(min_length=1)
+    images_per_shard: PositiveInt = 256
+    annotator: Literal["simulated"] = "simulated"
+    """Who answers the tasks of stages one and two."""
+    simulated_annotator: SimulatedAnnotatorConfig = SimulatedAnnotatorConfig()
+    assisted_manual: AssistedManualConfig = AssistedManualConfig()
+    semi_automatic: SemiAutomaticConfig = SemiAutomaticConfig()
+    fully_automatic: FullyAutomaticConfig = FullyAutomaticConfig()
+    retraining: RetrainingConfig = RetrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    @model_validator(mode="after")
+    def _sources_exist(self) -> "EngineConfig":
+        known = [source.name for source in self.sources]
+        named = [round_config.source for round_config in self.rounds]
+        for name in [*named, *(self.evaluation.sources or ())]:
+            if name not in known:
+                raise ValueError(f"no source is named {name!r}; the corpus has {', '.join(known)}")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that shapes the results."""
+        canonical = json.dumps(self.model_dump(mode="json", exclude={"execution"}), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def round_folder(self, index: int) -> str:
+        return layout.round_folder(index, self.rounds[index].stage)
+
+
+def load_config(path: str) -> EngineConfig:
+    """A YAML file, or by its bare name one that comes with the project (`demo`)."""
+    packaged = files("configs") / f"{path}.yaml"
+    try:
+        text = packaged.read_text() if packaged.is_file() else Path(path).read_text()
+    except OSError as error:
+        names = sorted(p.name.removesuffix(".yaml") for p in files("configs").iterdir())
+        shipped = ", ".join(name for name in names if "." not in name and "_" not in name[:1])
+        raise ConfigError(
+            f"cannot read config {path}: {error.strerror}; give a YAML file or one of {shipped}"
+        ) from error
+    return parse_config(text, path)
+
+
+def parse_config(text: str, name: str) -> EngineConfig:
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{name} holds {type(given).__name__}, expected a mapping of fields")
+    try:
+        return EngineConfig.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """A validation error in one line: field, value, what was expected."""
+    problems = (
+        f"{'.'.join(str(part) for part in problem['loc']) or 'config'}: {problem['msg']}"
+        + (f" (got {problem['input']!r:.60})" if problem["type"] != "missing" else "")
+        for problem in error.errors()
+    )
+    return "; ".join(problems)
+
+
+def freeze_config(store: Store, config: EngineConfig) -> None:
+    """Record the resolved config once; a later run with another one is refused.
+
+    Raises:
+        ConfigError: with both values of every field that differs.
+    """
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if store.publish(layout.CONFIG, text.encode()):
+        return
+    frozen = frozen_config(store)
+    differences = list(_differences(_content(frozen), _content(config)))
+    if differences:
+        raise ConfigError(
+            f"cannot resume {store.uri}: {'; '.join(differences)}. "
+            "Start a new run in another folder, or restore these values"
+        )
+
+
+def frozen_config(store: Store) -> EngineConfig:
+    try:
+        text = store.read(layout.CONFIG).decode()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{store.uri} is no run of this engine: it has no {layout.CONFIG}; "
+            "give the folder that `sa-engine run --out` wrote"
+        ) from error
+    return parse_config(text, f"{store.uri}/{layout.CONFIG}")
+
+
+def _content(config: EngineConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"execution"})
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before | now:
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(old, new, f"{path}.{index}")
+    elif before != now:
+        yield f"{path} was {before}, is now {now}"

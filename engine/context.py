@@ -1,0 +1,115 @@
+"""What a worker process holds while it works: the model, loaded once, and how to read an image."""
+
+import io
+import os
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.corpus import CorpusRow
+from engine.errors import UnreadableImageError
+from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
+from engine.layout import embedding_path
+from engine.store import Store, open_store, read_uri
+from model.checkpoint import Checkpoint, encoder_sha256, load_checkpoint
+from model.detector import ObjectDetector, load_detector
+from stages.predictor import Image, embed
+
+READ_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All a worker needs to know to start."""
+
+    store_uri: str
+    """Of the run's folder."""
+    checkpoint: str
+    """Path within the run's store, or a name or path that model.checkpoint finds; empty for work
+    that needs no model."""
+    limits: ImageLimits = ImageLimits()
+    work_size: WorkSize = WorkSize()
+    detector: str = ""
+    """Path within the run's store; empty when there is none."""
+    keep_embeddings: bool = False
+    """Store the embeddings of images, for training and annotators to come."""
+    device: str = "cpu"
+    threads: int = 1
+
+
+class WorkerContext:
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.store: Store = open_store(spec.store_uri)
+
+    def pin_threads(self) -> None:
+        """For a process of its own: workers that share cores must not each use all of them."""
+        os.environ["OMP_NUM_THREADS"] = str(self.spec.threads)
+        torch.set_num_threads(self.spec.threads)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return load_run_checkpoint(self.store, self.spec.checkpoint, self.spec.device)
+
+    @cached_property
+    def detector(self) -> ObjectDetector:
+        folder = self.store.fetch_folder(self.spec.detector)
+        return load_detector(folder).to(self.spec.device).eval()
+
+    @cached_property
+    def _encoder_sha256(self) -> str:
+        return encoder_sha256(self.checkpoint.sam)
+
+    def read_image(self, row: CorpusRow) -> Image:
+        """The image upright, in RGB, at its work size.
+
+        Raises:
+            UnreadableImageError: its bytes are gone, have changed, or make no picture.
+        """
+        data = _read_patiently(row.uri)
+        if sha256(data).hexdigest() != row.sha256:
+            raise UnreadableImageError(
+                "unreadable", "the file has changed since the corpus was recorded"
+            )
+        pixels = read_pixels(data, self.spec.limits)
+        return Image(row.image_id, resize_to_work_size(pixels, self.spec.work_size))
+
+    def embedding(self, row: CorpusRow, image: Image) -> Tensor:
+        """(1, C, h, w) of an image, as fp16 holds it: stored or not, the values are the same.
+
+        Stored embeddings are keyed by the encoder's weights, so checkpoints that share an encoder
+        share embeddings.
+        """
+        path = embedding_path(self._encoder_sha256, row.sha256)
+        if self.spec.keep_embeddings and self.store.exists(path):
+            values = np.load(io.BytesIO(self.store.read(path)))
+        else:
+            values = embed(self.checkpoint.sam, image.pixels).cpu().numpy().astype(np.float16)
+            if self.spec.keep_embeddings:
+                self.store.publish_written(path, lambda file: np.save(file, values))
+        return torch.from_numpy(values).float().to(self.spec.device)
+
+
+def load_run_checkpoint(store: Store, checkpoint: str, device: str = "cpu") -> Checkpoint:
+    """A checkpoint of this run, or any other by its name or path."""
+    in_store = store.exists(checkpoint)
+    return load_checkpoint(store.fetch_folder(checkpoint) if in_store else checkpoint, device=device)
+
+
+def _read_patiently(uri: str) -> bytes:
+    """Networks hiccup: an image is not given up for one failed read."""
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            return read_uri(uri)
+        except FileNotFoundError as error:
+            raise UnreadableImageError("unreadable", f"the file is gone: {uri}") from error
+        except OSError:
+            if attempt == READ_ATTEMPTS - 1:
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("unreachable")

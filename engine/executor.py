@@ -1,0 +1,83 @@
+"""Who runs the work: the protocol, and the executor that runs it right here.
+
+A unit of work is a small picklable object with `run(context)`; its result is small too (paths and
+counts, never pixels). An executor takes units and gives back outcomes in any order. A unit that
+raises, or whose worker dies while running nothing else, comes back as a failure; what to do about
+it is for whoever submitted it.
+"""
+
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from engine.context import WorkerContext, WorkerSpec
+from engine.errors import StorageError
+
+
+class Unit(Protocol):
+    def run(self, context: WorkerContext) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Done:
+    unit: Any
+    result: Any
+
+
+@dataclass(frozen=True)
+class Failed:
+    unit: Any
+    error: str
+    """One line."""
+    storage: bool = False
+    """Storage refused a write: no fault of the unit, and no use trying the next."""
+
+
+Outcome = Done | Failed
+
+
+class Executor(Protocol):
+    def has_room(self) -> bool:
+        """Whether another unit would start soon; more may be submitted all the same."""
+
+    def submit(self, unit: Unit) -> None: ...
+    def wait(self, timeout: float) -> list[Outcome]:
+        """Outcomes since the last call, as soon as there is one; empty after `timeout` seconds."""
+
+    def close(self) -> None: ...
+
+
+def run_unit(unit: Unit, context: WorkerContext) -> Outcome:
+    """The one place that catches broadly: to fail a unit of work and not the run."""
+    try:
+        return Done(unit, unit.run(context))
+    except Exception as error:  # whatever a stage, a codec or a device may raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+        message = f"{type(error).__name__}: {error} ({where})".replace("\n", " ")
+        return Failed(unit, message, storage=isinstance(error, StorageError))
+
+
+class LocalExecutor:
+    """Runs each unit in this process when it is waited for."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._context = WorkerContext(spec)
+        self._units: deque[Unit] = deque()
+
+    def has_room(self) -> bool:
+        return not self._units
+
+    def submit(self, unit: Unit) -> None:
+        self._units.append(unit)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        if not self._units:
+            time.sleep(timeout)
+            return []
+        return [run_unit(self._units.popleft(), self._context)]
+
+    def close(self) -> None:
+        pass

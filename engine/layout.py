@@ -1,0 +1,62 @@
+"""Where everything lies within a run's folder. All paths are relative to the run's store."""
+
+from stages.records import StageName
+
+CONFIG = "config.yaml"
+ROUNDS = "rounds"
+START = "start.json"
+"""The checkpoint that the run began with, and how good it is."""
+TASKS = "tasks.sqlite"
+REPORT = "report"
+
+
+def round_folder(index: int, stage: StageName) -> str:
+    return f"{ROUNDS}/{index:02d}-{stage}"
+
+
+def plan_path(folder: str) -> str:
+    return f"{folder}/plan.parquet"
+
+
+def shards_folder(folder: str) -> str:
+    return f"{folder}/shards"
+
+
+def proposals_folder(folder: str) -> str:
+    """Shards of prefilled masks, made before annotators begin."""
+    return f"{folder}/proposals"
+
+
+def shard_path(shards: str, shard: int, part: int | None = None) -> str:
+    """Of a whole shard, or of one image of it that is worked on alone."""
+    if part is None:
+        return f"{shards}/shard-{shard:06d}.parquet"
+    return f"{shards}/alone/shard-{shard:06d}/image-{part:06d}.parquet"
+
+
+def shard_of(path: str) -> int | None:
+    """The number of the whole shard at a path; None for any other file."""
+    folder, _, name = path.rpartition("/")
+    if "/alone/" in f"/{folder}/" or not (name.startswith("shard-") and name.endswith(".parquet")):
+        return None
+    return int(name.removeprefix("shard-").removesuffix(".parquet"))
+
+
+def manifest_path(folder: str) -> str:
+    return f"{folder}/manifest.json"
+
+
+def outcome_path(folder: str) -> str:
+    return f"{folder}/outcome.json"
+
+
+def checkpoint_path(name: str) -> str:
+    return f"checkpoints/{name}"
+
+
+def detector_path(name: str) -> str:
+    return f"detectors/{name}"
+
+
+def embedding_path(encoder_sha256: str, image_sha256: str) -> str:
+    return f"embeddings/{encoder_sha256[:16]}/{image_sha256[:2]}/{image_sha256}.npy"

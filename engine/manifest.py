@@ -1,0 +1,203 @@
+"""What a round is to make, and what it made.
+
+A plan is frozen before any work: the shards of the round, each an ordered list of images. A
+manifest is written when all of them exist: it seals the round, and training and export read sealed
+rounds only.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from engine import layout
+from engine.errors import ConfigError, CorruptFileError, EngineError
+from engine.shards import read_footer, read_records
+from engine.stats import Stats
+from engine.store import Store
+from stages.records import Record, StageName
+
+_HEADER_KEY = b"sa_engine"
+
+
+class PlanHeader(Record):
+    round: int
+    stage: StageName
+    config_sha256: str
+    checkpoint: str
+    """Name and hash of the checkpoint that answers in this round."""
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    header: PlanHeader
+    image_ids: NDArray[np.int64]
+    """All images of the round, shard after shard."""
+    images_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.image_ids) // self.images_per_shard)
+
+    def shard(self, index: int) -> NDArray[np.int64]:
+        """Image ids of one shard, in the order of its rows."""
+        start = index * self.images_per_shard
+        return self.image_ids[start : start + self.images_per_shard]
+
+
+class ShardManifest(Record):
+    path: str
+    """Relative to the run's folder."""
+    sha256: str
+    size: int
+    """Bytes."""
+    num_images: int
+    num_masks: int
+
+
+class RoundManifest(Record):
+    header: PlanHeader
+    shards: tuple[ShardManifest, ...]
+    stats: Stats
+
+
+def freeze_plan(store: Store, folder: str, plan: RoundPlan) -> RoundPlan:
+    """Publish a plan, or load the one that an earlier run froze; they must be the same."""
+    table = pa.table({"image_id": pa.array(plan.image_ids)}).replace_schema_metadata(
+        {
+            _HEADER_KEY: plan.header.model_dump_json(),
+            b"images_per_shard": str(plan.images_per_shard),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    store.publish(layout.plan_path(folder), buffer.getvalue())
+    frozen = load_plan(store, folder)
+    if frozen.header != plan.header:
+        raise ConfigError(
+            f"cannot resume {folder}: it was planned with {_differences(frozen.header, plan.header)}; "
+            "start a new run or restore what changed"
+        )
+    return frozen
+
+
+def load_plan(store: Store, folder: str) -> RoundPlan:
+    path = layout.plan_path(folder)
+    try:
+        table = pq.read_table(io.BytesIO(store.read(path)))
+        metadata = table.schema.metadata
+        return RoundPlan(
+            header=PlanHeader.model_validate_json(metadata[_HEADER_KEY]),
+            image_ids=table["image_id"].to_numpy(),
+            images_per_shard=int(metadata[b"images_per_shard"]),
+        )
+    except (pa.ArrowInvalid, KeyError, ValidationError) as error:
+        raise CorruptFileError(f"{path} is not a plan: {error}; start a new run") from error
+
+
+def published_shards(store: Store, shards: str) -> set[int]:
+    """Numbers of the whole shards that exist: one listing."""
+    numbers = (layout.shard_of(file.path) for file in store.list(shards))
+    return {number for number in numbers if number is not None}
+
+
+def seal(store: Store, folder: str, plan: RoundPlan) -> RoundManifest:
+    """Write the manifest of a round whose shards all exist; a sealed round is read back."""
+    path = layout.manifest_path(folder)
+    if not store.exists(path):
+        shards = layout.shards_folder(folder)
+        missing = set(range(plan.num_shards)) - published_shards(store, shards)
+        if missing:
+            raise EngineError(f"cannot seal {folder}: shards {sorted(missing)[:10]} are missing")
+        with ThreadPoolExecutor(8) as pool:
+            described = list(
+                pool.map(
+                    lambda shard: _describe(store, layout.shard_path(shards, shard)),
+                    range(plan.num_shards),
+                )
+            )
+        manifest = RoundManifest(
+            header=plan.header,
+            shards=tuple(shard for shard, _ in described),
+            stats=Stats.total(stats for _, stats in described),
+        )
+        store.publish(path, manifest.model_dump_json(indent=1).encode())
+    return load_manifest(store, folder)
+
+
+def load_manifest(store: Store, folder: str) -> RoundManifest:
+    path = layout.manifest_path(folder)
+    try:
+        return RoundManifest.model_validate_json(store.read(path))
+    except ValidationError as error:
+        raise CorruptFileError(f"{path} is not a manifest: {error}") from error
+
+
+def broken_files(store: Store, folder: str) -> Iterator[str]:
+    """One line for each thing in a round's folder that is not what it should be."""
+    if not store.exists(layout.plan_path(folder)):
+        return
+    try:
+        plan = load_plan(store, folder)
+        sealed = store.exists(layout.manifest_path(folder))
+        manifest = load_manifest(store, folder) if sealed else None
+    except CorruptFileError as error:
+        yield str(error)
+        return
+    shards = layout.shards_folder(folder)
+    existing = published_shards(store, shards)
+    for shard in range(plan.num_shards):
+        path = layout.shard_path(shards, shard)
+        if shard in existing:
+            yield from _faults(store, path, plan, shard, manifest)
+        elif manifest is not None:
+            yield f"{path}: missing from a sealed round"
+    for shard in sorted(existing - set(range(plan.num_shards))):
+        yield f"{layout.shard_path(shards, shard)}: not in the plan"
+
+
+def _faults(
+    store: Store, path: str, plan: RoundPlan, shard: int, manifest: RoundManifest | None
+) -> Iterator[str]:
+    try:
+        footer = read_footer(store, path)
+        records = list(read_records(store, path))
+    except CorruptFileError as error:
+        yield str(error)
+        return
+    if [record.image_id for record in records] != plan.shard(shard).tolist():
+        yield f"{path}: its images are not those of the plan"
+    if footer.num_masks != sum(len(record.masks) for record in records):
+        yield f"{path}: its footer counts {footer.num_masks} masks, its rows hold another number"
+    if manifest is not None:
+        if shard >= len(manifest.shards):
+            yield f"{path}: not in the manifest"
+        elif hashlib.sha256(store.read(path)).hexdigest() != manifest.shards[shard].sha256:
+            yield f"{path}: its bytes are not those that were sealed"
+
+
+def _describe(store: Store, path: str) -> tuple[ShardManifest, Stats]:
+    data = store.read(path)
+    footer = read_footer(store, path)
+    described = ShardManifest(
+        path=path,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        num_images=footer.num_images,
+        num_masks=footer.num_masks,
+    )
+    return described, footer.stats
+
+
+def _differences(frozen: Record, given: Record) -> str:
+    before, now = frozen.model_dump(), given.model_dump()
+    return ", ".join(
+        f"{name} {before[name]}, is now {now[name]}" for name in before if before[name] != now[name]
+    )

@@ -1,0 +1,159 @@
+"""Make the shards of a round, whatever dies meanwhile.
+
+A shard that fails twice is taken apart: each of its images is worked on alone, and published as a
+part of its own. An image that fails there `max_attempts` times is given up: its row says so. When
+all parts exist they are put together into the shard. So one poisoned image costs the round one
+row, and every image has exactly one.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from engine import layout
+from engine.errors import EngineError, StorageError
+from engine.executor import Done, Executor, Failed
+from engine.shards import publish_shard, read_records
+from engine.store import Store
+from engine.worker import ShardUnit, empty_record
+from stages.records import ImageRecord, ImageStatus
+
+log = logging.getLogger(__name__)
+
+WHOLE_ATTEMPTS = 2
+"""A dead machine is no fault of the images, so a whole shard gets a second chance."""
+POLL_SECONDS = 1.0
+
+OnShard = Callable[[int], None]
+"""Called with the number of each shard that has come to exist."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How much may go wrong before a run stops."""
+
+    max_attempts: int
+    """Times an image may fail alone."""
+    max_given_up: int
+    """Images that may be given up."""
+
+    @staticmethod
+    def of(num_images: int, *, max_attempts: int, share: float) -> "Patience":
+        return Patience(max_attempts, max(3, int(share * num_images)))
+
+
+def make_shards(
+    executor: Executor,
+    store: Store,
+    units: Iterable[ShardUnit],
+    patience: Patience,
+    on_shard: OnShard,
+) -> None:
+    """Run every unit until its shard is published.
+
+    Args:
+        units: of whole shards; drawn as the executor has room.
+
+    Raises:
+        StorageError: a shard could not be written.
+        EngineError: more images failed than patience allows.
+    """
+    _Production(executor, store, patience, on_shard).run(iter(units))
+
+
+class _Production:
+    def __init__(
+        self, executor: Executor, store: Store, patience: Patience, on_shard: OnShard
+    ) -> None:
+        self._executor, self._store = executor, store
+        self._patience, self._on_shard = patience, on_shard
+        self._again: deque[ShardUnit] = deque()
+        self._failures: Counter[str] = Counter()
+        """By path of the shard or part."""
+        self._apart: dict[str, ShardUnit] = {}
+        """Shards taken apart, by path."""
+        self._parts_left: Counter[str] = Counter()
+        """Parts that do not exist yet, by path of their shard."""
+        self._given_up = 0
+
+    def run(self, units: Iterator[ShardUnit]) -> None:
+        in_flight = 0
+        exhausted = False
+        while in_flight or self._again or not exhausted:
+            while self._executor.has_room() and (self._again or not exhausted):
+                unit = self._again.popleft() if self._again else next(units, None)
+                if unit is None:
+                    exhausted = True
+                    break
+                self._executor.submit(unit)
+                in_flight += 1
+            for outcome in self._executor.wait(POLL_SECONDS):
+                in_flight -= 1
+                self._handle(outcome)
+
+    def _handle(self, outcome: Done | Failed) -> None:
+        unit: ShardUnit = outcome.unit
+        if isinstance(outcome, Done):
+            self._finished(unit)
+            return
+        if outcome.storage:
+            raise StorageError(outcome.error)
+        self._failures[unit.path] += 1
+        failures = self._failures[unit.path]
+        log.warning("%s failed (%d): %s", unit.path, failures, outcome.error)
+        if unit.part is None:
+            if failures < WHOLE_ATTEMPTS:
+                self._again.append(unit)
+            else:
+                self._take_apart(unit)
+        elif failures < self._patience.max_attempts:
+            self._again.append(unit)
+        else:
+            self._give_up(unit, outcome.error)
+
+    def _take_apart(self, unit: ShardUnit) -> None:
+        parts = [
+            replace(unit, part=part, images=(row,)) for part, row in enumerate(unit.images)
+        ]
+        missing = [part for part in parts if not self._store.exists(part.path)]
+        self._apart[unit.path] = unit
+        self._parts_left[unit.path] = len(missing)
+        self._again.extend(missing)
+        if not missing:
+            self._put_together(unit)
+
+    def _give_up(self, unit: ShardUnit, error: str) -> None:
+        self._given_up += 1
+        if self._given_up > self._patience.max_given_up:
+            raise EngineError(
+                f"{self._given_up} images failed every attempt, more than execution.max_given_up "
+                f"allows; the last: {unit.images[0].uri}: {error}. What is published stays; mend "
+                "the cause and run the same command again"
+            )
+        header = unit.header
+        record = empty_record(
+            unit.images[0], header.stage, header.round, ImageStatus.GIVEN_UP, error
+        )
+        publish_shard(self._store, unit.path, header, [record])
+        self._finished(unit)
+
+    def _finished(self, unit: ShardUnit) -> None:
+        if unit.part is None:
+            self._on_shard(unit.header.shard)
+            return
+        shard = layout.shard_path(unit.shards, unit.header.shard)
+        self._parts_left[shard] -= 1
+        if self._parts_left[shard] == 0:
+            self._put_together(self._apart[shard])
+
+    def _put_together(self, unit: ShardUnit) -> None:
+        publish_shard(self._store, unit.path, unit.header, self._records_of_parts(unit))
+        self._on_shard(unit.header.shard)
+
+    def _records_of_parts(self, unit: ShardUnit) -> Iterator[ImageRecord]:
+        for part in range(len(unit.images)):
+            yield from read_records(
+                self._store, layout.shard_path(unit.shards, unit.header.shard, part)
+            )
+

@@ -1,0 +1,552 @@
+"""Drawn scenes: photograph-like clutter whose every mask is known to the pixel.
+
+A scene is stuff (sky, wall, ground) with things on it. A thing is a tree of shapes: a bottle has a
+label, a creature has a head and the head has eyes; each node of the tree is a mask. Things hide
+each other, throw shadows, are lit from one side and carry textures that vary as much within a
+region as between regions. One buffer holds the topmost node of every pixel, so masks are exact and
+visible parts only. A scene is keyed by (seed, index): the same pair is the same scene anywhere.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from stages.rle import encode_rle, rle_bbox
+
+MIN_AREA = 40
+"""Pixels of a 480x640 scene below which a visible part is no mask of its own."""
+MAX_MASKS = 25
+"""Of a scene; the smallest are left out."""
+
+Field = NDArray[np.float32]
+Ring = NDArray[np.float64]
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Scene:
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    masks: tuple[NDArray[np.bool_], ...]
+    """(H, W) each, visible parts; a part lies within its parent."""
+    parents: tuple[int | None, ...]
+    """For each mask the index of the mask it is a part of."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One region, in units of its thing's half size, y down."""
+
+    rings: tuple[Ring, ...]
+    """Filled, in turn; those of `holes` are cut out again."""
+    holes: tuple[Ring, ...] = ()
+    parts: tuple["Shape", ...] = ()
+    roundness: float = 1.0
+    """How strongly shading follows the outline: 0 is flat."""
+
+
+@dataclass
+class _Canvas:
+    """What is painted so far."""
+
+    pixels: Field
+    """(H, W, 3) in [0, 1]."""
+    topmost: NDArray[np.int16]
+    """(H, W): which node is seen."""
+    parents: list[int | None] = field(default_factory=list)
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.topmost.shape[0], self.topmost.shape[1]
+
+    def add_node(self, parent: int | None) -> int:
+        self.parents.append(parent)
+        return len(self.parents) - 1
+
+
+def draw_scene(seed: int, index: int, size_hw: tuple[int, int] = (480, 640)) -> Scene:
+    """The scene of this number, the same every time."""
+    rng = np.random.default_rng([seed, index])
+    H, W = size_hw
+    canvas = _Canvas(np.zeros((H, W, 3), np.float32), np.zeros((H, W), np.int16))
+    palette = _draw_palette(rng)
+    angle = rng.uniform(0, 2 * np.pi)
+    light = np.array([np.cos(angle), -abs(np.sin(angle))]) * rng.uniform(0.3, 1.0)
+    _paint_stuff(canvas, palette, rng)
+    count = int(rng.integers(3, 13))
+    # Far things first, and small: near ones cover them.
+    sizes = np.sort(np.exp(rng.uniform(np.log(0.035), np.log(0.42), count)))
+    for size in sizes:
+        kind = THINGS[rng.integers(len(THINGS))]
+        _paint_thing(canvas, kind(rng), size * min(H, W), palette, light, rng)
+    pixels = _photograph(canvas.pixels, rng)
+    return _collect(canvas, pixels, MIN_AREA * H * W / (480 * 640))
+
+
+def write_scenes(
+    directory: Path, seed: int, count: int, size_hw: tuple[int, int] = (480, 640)
+) -> None:
+    """Lay scenes out as a COCO-style folder: `images/*.jpg` and `instances.json`.
+
+    Images that are already there are kept, the JSON is written last: repeating a stopped call
+    completes the folder.
+    """
+    images_dir = directory / "images"
+    images_dir.mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(count):
+        scene = draw_scene(seed, index, size_hw)
+        name = f"scene_{seed}_{index:06d}.jpg"
+        if not (images_dir / name).exists():
+            encoded = io.BytesIO()
+            Image.fromarray(scene.pixels).save(encoded, "JPEG", quality=95)
+            _write_whole(images_dir / name, encoded.getvalue())
+        images.append(
+            {"id": index, "file_name": name, "height": size_hw[0], "width": size_hw[1]}
+        )
+        first_id = len(annotations)
+        for mask, parent in zip(scene.masks, scene.parents, strict=True):
+            rle = encode_rle(mask)
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": index,
+                    "category_id": 1,
+                    "segmentation": rle.model_dump(mode="json"),
+                    "area": int(mask.sum()),
+                    "bbox": rle_bbox(rle),
+                    "iscrowd": 0,
+                    "part_of": None if parent is None else first_id + parent,
+                }
+            )
+    document = {
+        "info": {"description": f"drawn scenes, seed {seed}"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "object"}],
+    }
+    _write_whole(directory / "instances.json", json.dumps(document).encode())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    staged = path.with_name(f".{path.name}.staged")
+    staged.write_bytes(content)
+    staged.replace(path)
+
+
+def _collect(canvas: _Canvas, pixels: NDArray[np.uint8], min_area: float) -> Scene:
+    """Every node's mask is what is seen of it and of its parts; slivers are left out."""
+    masks: dict[int, NDArray[np.bool_]] = {}
+    # Parts are numbered after what they are part of, so walking back meets parts first.
+    for node in reversed(range(len(canvas.parents))):
+        mask = masks.get(node, False) | (canvas.topmost == node)
+        masks[node] = mask
+        parent = canvas.parents[node]
+        if parent is not None:
+            masks[parent] = masks.get(parent, False) | mask
+    kept: list[int] = []
+    for node in sorted(masks):
+        area, parent = int(masks[node].sum()), canvas.parents[node]
+        # A part that is all that is seen of its parent is not a second mask.
+        whole = parent is not None and area > 0.95 * masks[parent].sum()
+        if area >= min_area and not whole:
+            kept.append(node)
+    largest = sorted(kept, key=lambda node: int(masks[node].sum()), reverse=True)[:MAX_MASKS]
+    kept = sorted(largest)
+    new_index = {node: i for i, node in enumerate(kept)}
+    parents = []
+    for node in kept:
+        parent = canvas.parents[node]
+        while parent is not None and parent not in new_index:
+            parent = canvas.parents[parent]
+        parents.append(None if parent is None else new_index[parent])
+    return Scene(pixels, tuple(masks[node] for node in kept), tuple(parents))
+
+
+# ---- things: trees of shapes ---------------------------------------------------------------------
+
+
+def _ellipse(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> Ring:
+    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    x, y = rx * np.cos(t), ry * np.sin(t)
+    return np.stack([cx + x * np.cos(turn) - y * np.sin(turn), cy + x * np.sin(turn) + y * np.cos(turn)], 1)
+
+
+def _capsule(x0: float, y0: float, x1: float, y1: float, r0: float, r1: float) -> Ring:
+    """A limb: two discs and what lies between them."""
+    along = np.arctan2(y1 - y0, x1 - x0)
+    start = along + np.linspace(np.pi / 2, 3 * np.pi / 2, 10)
+    end = along + np.linspace(-np.pi / 2, np.pi / 2, 10)
+    return np.concatenate(
+        [
+            np.stack([x0 + r0 * np.cos(start), y0 + r0 * np.sin(start)], 1),
+            np.stack([x1 + r1 * np.cos(end), y1 + r1 * np.sin(end)], 1),
+        ]
+    )
+
+
+def _blob_ring(rng: Rng, wobble: float, radius: float = 1.0) -> Ring:
+    t = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    r = np.ones_like(t)
+    for wave in range(2, 9):
+        r += wobble / wave * rng.normal() * np.cos(wave * t + rng.uniform(0, 2 * np.pi))
+    r = radius * np.clip(r, 0.25, 1.6)
+    return np.stack([r * np.cos(t), r * np.sin(t) * rng.uniform(0.5, 1.0)], 1)
+
+
+def _quad(x0: float, y0: float, x1: float, y1: float) -> Ring:
+    return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=float)
+
+
+def _blob(rng: Rng) -> Shape:
+    """A stone, a fruit, a bush; with spots or a bite of another stuff."""
+    parts = []
+    for _ in range(int(rng.integers(0, 4))):
+        cx, cy = rng.uniform(-0.6, 0.6, 2)
+        ring = _blob_ring(rng, 0.5, rng.uniform(0.1, 0.4)) + (cx, cy)
+        parts.append(Shape((ring,), roundness=rng.uniform(0, 0.5)))
+    return Shape((_blob_ring(rng, rng.choice([0.1, 0.4, 0.9])),), parts=tuple(parts))
+
+
+def _bottle(rng: Rng) -> Shape:
+    """Anything turned on a lathe: a profile mirrored, with a cap and a label."""
+    y = np.linspace(-1, 1, 24)
+    profile = 0.25 + 0.2 * np.cumsum(rng.normal(0, 0.25, 24)) / 3
+    profile = np.clip(np.convolve(profile, np.ones(5) / 5, "same") + 0.1, 0.08, 0.6)
+    ring = np.concatenate([np.stack([profile, y], 1), np.stack([-profile[::-1], y[::-1]], 1)])
+    parts = []
+    if rng.random() < 0.7:
+        parts.append(Shape((_quad(-1, -1.1, 1, rng.uniform(-0.9, -0.6)),), roundness=0.5))
+    if rng.random() < 0.7:
+        top = rng.uniform(-0.4, 0.2)
+        mark = Shape((_ellipse(0, top + 0.2, 0.12, 0.12),), roundness=0.0)
+        label = _quad(-1, top, 1, top + rng.uniform(0.3, 0.7))
+        parts.append(Shape((label,), roundness=0.6, parts=(mark,) if rng.random() < 0.5 else ()))
+    return Shape((ring,), parts=tuple(parts))
+
+
+def _creature(rng: Rng) -> Shape:
+    """Body, head with eyes, legs, a tail: limbs overlap the body and each other."""
+    length, lean = rng.uniform(0.35, 0.6), rng.uniform(-0.2, 0.2)
+    body = _capsule(-length, lean, length, -lean, rng.uniform(0.2, 0.35), rng.uniform(0.18, 0.3))
+    hx, hy, hr = length + rng.uniform(0.1, 0.3), -rng.uniform(0.2, 0.6), rng.uniform(0.15, 0.28)
+    rings, legs = [body], []
+    for x in np.linspace(-length, length, int(rng.integers(2, 5))):
+        foot = x + rng.uniform(-0.25, 0.25)
+        legs.append(_capsule(x, 0.1, foot, rng.uniform(0.7, 1.0), 0.11, rng.uniform(0.04, 0.08)))
+    tail = _capsule(-length, lean, -1.0, rng.uniform(-0.6, 0.4), 0.08, 0.03)
+    neck = _capsule(length * 0.8, -lean, hx, hy, 0.16, 0.13)
+    head = _ellipse(hx, hy, hr * rng.uniform(1, 1.5), hr, rng.uniform(-0.5, 0.5))
+    rings += [*legs, tail, neck, head]
+    eye = Shape((_ellipse(hx + hr * 0.3, hy - hr * 0.2, hr * 0.22, hr * 0.22),), roundness=0.0)
+    parts = [Shape((head,), parts=(eye,))]
+    parts += [Shape((leg,)) for leg in legs if rng.random() < 0.6]
+    if rng.random() < 0.5:
+        parts.append(Shape((_quad(-0.25, -0.6, 0.2, 0.28),), roundness=0.4))  # a coat
+    return Shape(tuple(rings), parts=tuple(parts))
+
+
+def _box(rng: Rng) -> Shape:
+    """Two sides and a top, each a part; sometimes a door or windows."""
+    w, h, d = rng.uniform(0.4, 0.8), rng.uniform(0.3, 0.8), rng.uniform(0.15, 0.45)
+    skew = rng.uniform(0.1, 0.4)
+    front = np.array([[-w, -h + d], [w - d, -h + d], [w - d, h], [-w, h]])
+    side = np.array([[w - d, -h + d], [w, -h + d - skew], [w, h - skew], [w - d, h]])
+    top = np.array([[-w, -h + d], [-w + d, -h + d - skew], [w, -h + d - skew], [w - d, -h + d]])
+    parts_front: list[Shape] = []
+    rows, columns = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    if rng.random() < 0.6:
+        xs = np.linspace(-w, w - d, columns + 1)
+        ys = np.linspace(-h + d, h, rows + 1)
+        mx, my = rng.uniform(0.1, 0.35) * (xs[1] - xs[0]), rng.uniform(0.1, 0.35) * (ys[1] - ys[0])
+        for i in range(columns):
+            for j in range(rows):
+                pane = _quad(xs[i] + mx, ys[j] + my, xs[i + 1] - mx, ys[j + 1] - my)
+                parts_front.append(Shape((pane,), roundness=0.0))
+    return Shape(
+        (front, side, top),
+        parts=(
+            Shape((front,), parts=tuple(parts_front), roundness=0.0),
+            Shape((side,), roundness=0.0),
+            Shape((top,), roundness=0.0),
+        ),
+        roundness=0.0,
+    )
+
+
+def _ring_thing(rng: Rng) -> Shape:
+    """A wheel, a plate or a frame: something with a hole, or with another disc where it would be."""
+    squeeze, inner = rng.uniform(0.35, 1.0), rng.uniform(0.35, 0.85)
+    outer, hole = _ellipse(0, 0, 1, squeeze), _ellipse(0, 0, inner, inner * squeeze)
+    if rng.random() < 0.5:
+        return Shape((outer,), holes=(hole,), roundness=0.5)
+    centre = Shape((_ellipse(0, 0, inner * 0.4, inner * 0.4 * squeeze),), roundness=0.3)
+    return Shape((outer,), parts=(Shape((hole,), parts=(centre,), roundness=0.4),), roundness=0.5)
+
+
+def _plant(rng: Rng) -> Shape:
+    """Stems with leaves: thin, branching, full of gaps; in a pot or not."""
+    stems, leaves = [], []
+    for _ in range(int(rng.integers(2, 6))):
+        x, y = rng.uniform(-0.8, 0.8), rng.uniform(-1, -0.2)
+        stems.append(_capsule(0, 0.7, x, y, 0.05, 0.025))
+        for along in rng.uniform(0.4, 1.0, int(rng.integers(1, 4))):
+            turn = rng.uniform(0, 2 * np.pi)
+            size = rng.uniform(0.1, 0.28)
+            cx, cy = x * along + size * np.cos(turn), 0.7 + (y - 0.7) * along + size * np.sin(turn)
+            leaves.append(_ellipse(cx, cy, size, size * rng.uniform(0.3, 0.6), turn))
+    pot = np.array([[-0.35, 0.55], [0.35, 0.55], [0.25, 1.0], [-0.25, 1.0]])
+    parts = [Shape((leaf,), roundness=0.4) for leaf in leaves[:4]]
+    with_pot = rng.random() < 0.6
+    rings = (*stems, *leaves, pot) if with_pot else (*stems, *leaves)
+    return Shape(rings, parts=(*parts, Shape((pot,))) if with_pot else tuple(parts))
+
+
+def _stick(rng: Rng) -> Shape:
+    """A pole, a rod, a rope."""
+    bend = rng.uniform(-0.5, 0.5)
+    a = _capsule(-1, 0, 0, bend, rng.uniform(0.03, 0.12), 0.06)
+    b = _capsule(0, bend, 1, 0, 0.06, rng.uniform(0.03, 0.1))
+    return Shape((a, b))
+
+
+def _banded(rng: Rng) -> Shape:
+    """A cloth or a ball with bands: every band is a part."""
+    outline = _blob_ring(rng, rng.choice([0.05, 0.3]))
+    cuts = np.sort(rng.uniform(-0.9, 0.9, int(rng.integers(2, 5))))
+    bands = [Shape((_quad(-2, a, 2, b),)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return Shape((outline,), parts=tuple(bands))
+
+
+THINGS: tuple[Callable[[Rng], Shape], ...] = (
+    _blob, _blob, _bottle, _creature, _creature, _box, _ring_thing, _plant, _stick, _banded,
+)  # fmt: skip
+
+
+# ---- paint ---------------------------------------------------------------------------------------
+
+
+def _draw_palette(rng: Rng) -> Field:
+    """(n, 3) colours of one scene: two families of hues, mostly dull as outdoors, a few loud."""
+    n = 12
+    family = rng.choice([0.03, 0.08, 0.12, 0.17, 0.27, 0.36, 0.56, 0.62, rng.uniform()], 2)
+    hue = (rng.choice(family, n) + rng.normal(0, 0.04, n)) % 1
+    saturation = np.clip(rng.beta(1.2, 3.2, n), 0, 0.95)
+    loud = rng.random(n) < 0.15
+    hue[loud], saturation[loud] = rng.uniform(size=loud.sum()), rng.uniform(0.5, 0.95, loud.sum())
+    value = rng.uniform(0.1, 0.97, n)
+    sextant = (hue[:, None] * 6 + np.array([5, 3, 1])) % 6
+    chroma = np.clip(np.minimum(sextant, 4 - sextant), 0, 1)
+    return (value[:, None] * (1 - saturation[:, None] * chroma)).astype(np.float32)
+
+
+def _paint_stuff(canvas: _Canvas, palette: Field, rng: Rng) -> None:
+    """Two to four grounds behind everything, parted by rough lines: sky, hills, a floor."""
+    H, W = canvas.size_hw
+    canvas.topmost[:] = canvas.add_node(None)
+    canvas.pixels[:] = _texture((H, W), palette, rng, calm=rng.random() < 0.6)
+    for level in np.sort(rng.uniform(0.15, 0.95, int(rng.integers(0, 4)))):
+        line = level + rng.uniform(-0.2, 0.2) * np.linspace(-0.5, 0.5, W) + _rough_line(W, rng)
+        top = int(np.clip(line.min() * H, 0, H - 2))
+        below = np.arange(top, H)[:, None] > line * H
+        texture = _texture((H - top, W), palette, rng, calm=rng.random() < 0.4)
+        np.copyto(canvas.pixels[top:], texture, where=below[..., None])
+        canvas.topmost[top:][below] = canvas.add_node(None)
+    if rng.random() < 0.5:  # out of focus
+        image = Image.fromarray((canvas.pixels * 255).astype(np.uint8))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(1, 3) * H / 480))
+        canvas.pixels = np.asarray(image, dtype=np.float32) / 255
+
+
+def _rough_line(width: int, rng: Rng) -> NDArray[np.float64]:
+    """Heights of a straight edge, of hills or of tree tops, as shares of the image."""
+    rough, line = rng.choice([0.0, 0.03, 0.08]), np.zeros(width)
+    for knots in (3, 8, 20, 60):
+        heights = rng.normal(0, rough / knots**0.6, knots)
+        line += np.interp(np.linspace(0, knots - 1, width), np.arange(knots), heights)
+    return line
+
+
+def _paint_thing(
+    canvas: _Canvas, shape: Shape, size: float, palette: Field, light: NDArray[np.float64], rng: Rng
+) -> None:
+    H, W = canvas.size_hw
+    turn = rng.normal(0, 0.25) if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)
+    mirror = rng.choice([-1.0, 1.0])
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) * size
+    rotation[0] *= mirror
+    centre = np.array([rng.uniform(-0.05, 1.05) * W, rng.uniform(0.05, 1.05) * H])
+    corners = np.concatenate(shape.rings) @ rotation + centre
+    margin = 0.35 * size + 3  # room for the shadow
+    x0, y0 = np.maximum(np.floor(corners.min(0) - margin), 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(corners.max(0) + margin), (W, H)).astype(int)
+    if x1 - x0 < 4 or y1 - y0 < 4:
+        return
+    window = (slice(y0, y1), slice(x0, x1))
+    origin = centre - (x0, y0)
+
+    def place(rings: tuple[Ring, ...]) -> list[Ring]:
+        return [ring @ rotation + origin for ring in rings]
+
+    alpha = _fill(place(shape.rings), place(shape.holes), (y1 - y0, x1 - x0))
+    if rng.random() < 0.75:
+        canvas.pixels[window] *= 1 - _shadow(alpha, size, light, rng)[..., None]
+    _paint_shape(canvas, window, shape, alpha, None, place, palette, light, rng)
+
+
+def _paint_shape(
+    canvas: _Canvas,
+    window: tuple[slice, slice],
+    shape: Shape,
+    alpha: Field,
+    parent: int | None,
+    place: Callable[[tuple[Ring, ...]], list[Ring]],
+    palette: Field,
+    light: NDArray[np.float64],
+    rng: Rng,
+) -> None:
+    """One node and then its parts, which never leave it."""
+    inside = alpha > 0.5
+    if not inside.any():
+        return
+    node = canvas.add_node(parent)
+    ys, xs = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+    tight = (
+        slice(max(0, ys[0] - 2), ys[-1] + 3),
+        slice(max(0, xs[0] - 2), xs[-1] + 3),
+    )
+    a = alpha[tight]
+    texture = _texture(a.shape, palette, rng, calm=parent is not None or rng.random() < 0.5)
+    shade = _shading(a, light, shape.roundness)
+    if shape.roundness == 0.0:
+        shade = shade * np.float32(rng.uniform(0.65, 1.2))  # each face of a box faces elsewhere
+    target = canvas.pixels[window][tight]
+    target += a[..., None] * (texture * shade[..., None] - target)
+    canvas.topmost[window][inside] = node
+    for part in shape.parts:
+        part_alpha = _fill(place(part.rings), place(part.holes), alpha.shape)
+        _paint_shape(
+            canvas, window, part, np.minimum(alpha, part_alpha), node, place, palette, light, rng
+        )
+
+
+def _fill(rings: list[Ring], holes: list[Ring], size_hw: tuple[int, ...]) -> Field:
+    """Coverage in [0, 1], drawn at twice the size."""
+    h, w = size_hw
+    image = Image.new("L", (2 * w, 2 * h))
+    draw = ImageDraw.Draw(image)
+    for ring in rings:
+        draw.polygon([(2 * x, 2 * y) for x, y in ring.tolist()], fill=255)
+    for ring in holes:
+        draw.polygon([(2 * x, 2 * y) for x, y in ring.tolist()], fill=0)
+    return np.asarray(image.reduce(2), dtype=np.float32) / 255
+
+
+def _shadow(alpha: Field, size: float, light: NDArray[np.float64], rng: Rng) -> Field:
+    """How much light the thing takes from what lies behind it."""
+    h, w = alpha.shape
+    dx, dy = (-light * size * rng.uniform(0.05, 0.25)).round().astype(int)
+    moved = np.zeros_like(alpha)
+    moved[max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)] = alpha[
+        max(0, -dy) : h - max(0, dy), max(0, -dx) : w - max(0, dx)
+    ]
+    return _blur(moved, size * rng.uniform(0.03, 0.12) + 1) * np.float32(rng.uniform(0.2, 0.65))
+
+
+def _shading(alpha: Field, light: NDArray[np.float64], roundness: float) -> Field:
+    """Brightness as if the outline were inflated: rims that face the light are brighter."""
+    if roundness == 0.0:
+        return np.ones_like(alpha)
+    height = _blur(alpha, max(2.0, 0.2 * min(alpha.shape)))
+    slope_y, slope_x = np.gradient(height)
+    facing = -(slope_x * light[0] + slope_y * light[1])
+    strength = roundness * 0.45 / max(1e-6, float(np.abs(facing).max()))
+    return (1 + strength * facing).astype(np.float32)
+
+
+def _blur(values: Field, radius: float) -> Field:
+    """Wide blurs are done small: nobody sees the difference."""
+    h, w = values.shape
+    factor = max(1, int(radius / 2))
+    image = Image.fromarray((values * 255).astype(np.uint8))
+    small = image.resize((max(2, w // factor), max(2, h // factor)), Image.Resampling.BOX)
+    small = small.filter(ImageFilter.GaussianBlur(float(radius / factor)))
+    return np.asarray(small.resize((w, h), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+
+
+def _noise(size_hw: tuple[int, ...], cells: float, rng: Rng) -> Field:
+    """Smooth noise of unit deviation; `cells` across the longer side."""
+    h, w = size_hw
+    scale = cells / max(h, w)
+    rows, columns = max(2, round(h * scale) + 1), max(2, round(w * scale) + 1)
+    grid = Image.fromarray(rng.standard_normal((rows, columns), dtype=np.float32))
+    return np.asarray(grid.resize((w, h), Image.Resampling.BICUBIC))
+
+
+def _texture(size_hw: tuple[int, ...], palette: Field, rng: Rng, *, calm: bool) -> Field:
+    """(h, w, 3): two or three colours of the scene, mixed by noise or by a pattern."""
+    h, w = size_hw
+    if h * w > 40_000:  # large textures are made small, all but their grain
+        coarse = _texture((h // 2, w // 2), palette, rng, calm=calm)
+        image = Image.fromarray((coarse * 255).astype(np.uint8)).resize((w, h))
+        grain = rng.standard_normal((h, w, 1), dtype=np.float32) * np.float32(0.02)
+        return np.clip(np.asarray(image, dtype=np.float32) / 255 + grain, 0, 1)
+    first, second = palette[rng.choice(len(palette), 2, replace=False)]
+    if calm:
+        second = np.clip(first * rng.uniform(0.6, 1.3) + rng.normal(0, 0.04, 3), 0, 1)
+    longest = max(h, w)
+    octaves = 0.5 ** np.arange(3) if rng.random() < 0.5 else np.array([0.3, 0.5, 0.6])
+    start = rng.uniform(1.5, 5)
+    mix = sum(
+        weight * _noise((h, w), min(start * 4.0**i, longest / 2), rng)
+        for i, weight in enumerate(octaves)
+    )
+    pattern = rng.choice(["noise", "stripes", "checks", "spots"], p=[0.74, 0.12, 0.04, 0.1])
+    if pattern != "noise":
+        mix = 0.6 * mix + 2.0 * _pattern(str(pattern), (h, w), mix, rng)
+    mix = 1 / (1 + np.exp(-rng.uniform(0.6, 2.0) * mix - rng.normal(0, 0.5)))
+    colour = first + mix[..., None] * (second - first).astype(np.float32)
+    grain = np.float32(rng.choice([0.01, 0.03, 0.08]))
+    ramp = np.linspace(-1, 1, h, dtype=np.float32)[:, None] * np.float32(rng.normal(0, 0.12))
+    ramp = ramp + np.linspace(-1, 1, w, dtype=np.float32)[None] * np.float32(rng.normal(0, 0.12))
+    brightness = 1 + ramp + grain * rng.standard_normal((h, w), dtype=np.float32)
+    return np.asarray(np.clip(colour * brightness[..., None], 0, 1), dtype=np.float32)
+
+
+def _pattern(kind: str, size_hw: tuple[int, int], warp: Field, rng: Rng) -> Field:
+    """Values in [-1, 1], bent by the noise under them."""
+    h, w = size_hw
+    turn, cells = rng.uniform(0, np.pi), rng.uniform(3, 14)
+    y, x = np.ogrid[0:h, 0:w]
+    u = (x * np.cos(turn) + y * np.sin(turn)) * (2 * np.pi * cells / max(h, w)) + warp
+    v = (y * np.cos(turn) - x * np.sin(turn)) * (2 * np.pi * cells / max(h, w)) + warp
+    if kind == "stripes":
+        values = np.sin(u)
+    elif kind == "checks":
+        values = np.sign(np.sin(u) * np.sin(v))
+    else:
+        values = np.tanh(4 * (np.sin(u) * np.sin(v) - 0.4))
+    return np.asarray(values, dtype=np.float32)
+
+
+def _photograph(pixels: Field, rng: Rng) -> NDArray[np.uint8]:
+    """What a camera does: uneven light, soft lens, sensor noise, tone curve, JPEG."""
+    H, W, _ = pixels.shape
+    light = 1 + np.float32(rng.uniform(0, 0.2)) * _noise((H, W), rng.uniform(1.5, 4), rng)
+    gain = np.exp(rng.normal(0, 0.08, 3)).astype(np.float32)
+    exposed = np.clip(pixels * light[..., None] * gain, 0, 1) ** np.float32(rng.uniform(0.75, 1.2))
+    image = Image.fromarray((exposed * 255).astype(np.uint8))
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1) * H / 480))
+    noise = rng.standard_normal((H, W, 1), dtype=np.float32) * np.float32(rng.uniform(0.5, 7))
+    noisy = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+    encoded = io.BytesIO()
+    noisy.save(encoded, "JPEG", quality=int(rng.integers(45, 96)))
+    return np.asarray(Image.open(encoded))

@@ -1,0 +1,173 @@
+"""ImageRecords to and from Parquet; owns the Arrow schema.
+
+One shard is one file: a row an image, its masks a list of structs within the row. The footer holds
+what a run needs to know of a shard without reading it: which one it is, what made it, its
+statistics. A file that exists is therefore its own commit record.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from engine.errors import CorruptFileError
+from engine.stats import Stats
+from engine.store import Store
+from stages.records import ImageRecord, Record, StageName
+
+FORMAT_VERSION = 1
+ROWS_PER_GROUP = 16
+"""Small, so that training reads one image's masks without its neighbours'."""
+_FOOTER_KEY = b"sa_engine"
+
+_XYWH = pa.list_(pa.float64(), 4)
+_RLE = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])
+_INTERACTION = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("coords", pa.list_(pa.float64())),
+        ("label", pa.int32()),
+        ("output", pa.int32()),
+        ("seconds", pa.float64()),
+        ("predicted_iou", pa.float64()),
+        ("answer", _RLE),
+    ]
+)
+_MASK = pa.struct(
+    [
+        ("id", pa.int32()),
+        ("segmentation", _RLE),
+        ("bbox", _XYWH),
+        ("area", pa.int64()),
+        ("predicted_iou", pa.float64()),
+        ("stability_score", pa.float64()),
+        ("crop_box", _XYWH),
+        ("point_coords", pa.list_(pa.list_(pa.float64(), 2))),
+        ("stage", pa.string()),
+        ("round", pa.int32()),
+        ("source", pa.string()),
+        ("annotator", pa.string()),
+        ("seconds", pa.float64()),
+        ("num_clicks", pa.int32()),
+        ("checkpoint", pa.string()),
+        ("interactions", pa.list_(_INTERACTION)),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("uri", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),
+        ("stage", pa.string()),
+        ("round", pa.int32()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("masks", pa.list_(_MASK)),
+        ("drops", pa.map_(pa.string(), pa.int64())),
+        ("worker_seconds", pa.float64()),
+    ]
+)
+
+
+class ShardHeader(Record):
+    """Which shard this is and what made it."""
+
+    stage: StageName
+    round: int
+    shard: int
+    checkpoint: str
+    config_sha256: str
+
+
+class ShardFooter(Record):
+    format_version: int = FORMAT_VERSION
+    header: ShardHeader
+    num_images: int
+    num_masks: int
+    wall_seconds: float
+    """From the first image to the last, on the worker."""
+    stats: Stats
+
+
+def publish_shard(
+    store: Store, path: str, header: ShardHeader, records: Iterable[ImageRecord]
+) -> bool:
+    """Write records as they come and make the file visible at the end.
+
+    Returns:
+        False when somebody else published this shard meanwhile; theirs stays.
+    """
+    return store.publish_written(path, lambda file: _write(file, header, records))
+
+
+def read_footer(store: Store, path: str) -> ShardFooter:
+    """Without reading rows."""
+    with _open(store, path) as file:
+        metadata = file.metadata.metadata or {}
+    try:
+        return ShardFooter.model_validate_json(metadata[_FOOTER_KEY])
+    except (KeyError, ValidationError) as error:
+        raise CorruptFileError(f"{path} is no shard of this engine: {error}") from error
+
+
+def read_records(store: Store, path: str) -> Iterator[ImageRecord]:
+    with _open(store, path) as file:
+        for group in range(file.num_row_groups):
+            yield from _records(file, group, path)
+
+
+def read_record(store: Store, path: str, row: int) -> ImageRecord:
+    with _open(store, path) as file:
+        return _records(file, row // ROWS_PER_GROUP, path)[row % ROWS_PER_GROUP]
+
+
+def read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
+    with _open(store, path) as file:
+        return file.read(columns=columns)
+
+
+def _write(file: BinaryIO, header: ShardHeader, records: Iterable[ImageRecord]) -> None:
+    num_images = num_masks = 0
+    stats = Stats()
+    started = time.monotonic()
+    with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+        group: list[dict[str, Any]] = []
+        for record in records:
+            num_images += 1
+            num_masks += len(record.masks)
+            stats += Stats.of(record)
+            group.append(record.model_dump(mode="json"))
+            if len(group) == ROWS_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+                group = []
+        if group or num_images == 0:
+            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+        footer = ShardFooter(
+            header=header,
+            num_images=num_images,
+            num_masks=num_masks,
+            wall_seconds=time.monotonic() - started,
+            stats=stats,
+        )
+        writer.add_key_value_metadata({_FOOTER_KEY: footer.model_dump_json()})
+
+
+def _open(store: Store, path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(store.open(path))
+    except pa.ArrowInvalid as error:
+        raise CorruptFileError(f"{path} is not a whole Parquet file: {error}") from error
+
+
+def _records(file: pq.ParquetFile, group: int, path: str) -> list[ImageRecord]:
+    try:
+        rows = file.read_row_group(group).to_pylist()
+        return [ImageRecord.model_validate(row | {"drops": dict(row["drops"])}) for row in rows]
+    except (OSError, pa.ArrowException, ValidationError) as error:
+        raise CorruptFileError(f"{path}, row group {group}: {error}") from error

@@ -1,0 +1,117 @@
+"""How far a run is: read from its folder, whoever works on it and wherever."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from engine import layout
+from engine.config import EngineConfig, frozen_config
+from engine.manifest import load_plan
+from engine.rounds import load_outcome, open_queue
+from engine.shards import read_footer
+from engine.stats import Stats
+from engine.store import LocalStore, Store, StoredFile
+from engine.tasks import TaskCounts
+from stages.records import ImageStatus, StageName
+
+
+@dataclass(frozen=True)
+class RoundStatus:
+    index: int
+    stage: StageName
+    state: str
+    """waiting, working, sealed (training or evaluating), or done."""
+    num_images: int
+    shards_done: int
+    shards_left: int
+    stats: Stats
+    """Of the shards done."""
+    seconds_left: float | None
+    """At the rate so far; None when it is unknown."""
+    tasks: TaskCounts | None
+    """Of the annotation queue; None for a stage without one."""
+
+    @property
+    def images_given_up(self) -> int:
+        return self.stats.images.get(ImageStatus.GIVEN_UP, 0)
+
+
+def run_status(store: Store) -> list[RoundStatus]:
+    config = frozen_config(store)
+    return [_round_status(store, config, index) for index in range(len(config.rounds))]
+
+
+def status_table(rounds: Sequence[RoundStatus]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("round", no_wrap=True)
+    for heading in ("state", "images", "shards done", "left", "given up", "masks", "time left"):
+        table.add_column(heading, justify="right")
+    for status in rounds:
+        table.add_row(
+            f"{status.index} {status.stage}",
+            status.state + _tasks(status.tasks),
+            f"{status.num_images:,}",
+            f"{status.shards_done:,}",
+            f"{status.shards_left:,}",
+            f"{status.images_given_up:,} images",
+            f"{status.stats.num_masks:,}",
+            "-" if status.seconds_left is None else f"{status.seconds_left / 60:,.0f} min",
+        )
+    return table
+
+
+def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus:
+    folder, stage = config.round_folder(index), config.rounds[index].stage
+    if not store.exists(layout.plan_path(folder)):
+        return RoundStatus(index, stage, "waiting", 0, 0, 0, Stats(), None, None)
+    plan = load_plan(store, folder)
+    shards = [
+        file
+        for file in store.list(layout.shards_folder(folder))
+        if layout.shard_of(file.path) is not None
+    ]
+    left = plan.num_shards - len(shards)
+    if load_outcome(store, folder) is not None:
+        state = "done"
+    else:
+        state = "sealed" if store.exists(layout.manifest_path(folder)) else "working"
+    return RoundStatus(
+        index=index,
+        stage=stage,
+        state=state,
+        num_images=len(plan.image_ids),
+        shards_done=len(shards),
+        shards_left=left,
+        stats=Stats.total(read_footer(store, file.path).stats for file in shards),
+        seconds_left=_seconds_left(shards, left),
+        tasks=None if stage is StageName.FULLY_AUTOMATIC else _task_counts(store, config, index),
+    )
+
+
+def _seconds_left(done: Sequence[StoredFile], left: int) -> float | None:
+    """From the times at which shards appeared."""
+    times = sorted(file.modified for file in done)
+    if left == 0:
+        return 0.0
+    if len(times) < 2:
+        return None
+    return left * (times[-1] - times[0]) / (len(times) - 1)
+
+
+def _task_counts(store: Store, config: EngineConfig, index: int) -> TaskCounts | None:
+    if isinstance(store, LocalStore) and config.execution.tasks_url is None:
+        if not store.exists(layout.TASKS):  # looking must not create it
+            return None
+    queue = open_queue(store, config)
+    try:
+        return queue.counts(index)
+    finally:
+        queue.close()
+
+
+def _tasks(counts: TaskCounts | None) -> str:
+    if counts is None or counts.left == 0:
+        return ""
+    return f", {counts.submitted:,} of {counts.submitted + counts.left:,} tasks answered"

@@ -1,0 +1,258 @@
+"""The annotation queue: one task an image, claimed with a lease, answered once.
+
+Annotators, simulated or human, are clients of the same calls. A lease is a promise with an end: who
+holds a live one may renew, submit, release or fail the task; once it has expired, anybody may claim
+the task anew and the old lease is refused. Submitting is idempotent: sent twice under one lease,
+the first is kept. One process owns the queue; time comes from its clock.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from engine.errors import StaleLeaseError
+from stages.records import Record, Submission
+
+
+class TaskState(StrEnum):
+    OPEN = "open"
+    LEASED = "leased"
+    SUBMITTED = "submitted"
+    GIVEN_UP = "given_up"
+
+
+class Lease(Record):
+    token: str
+    task_id: int
+    round: int
+    image_id: int
+    owner: str
+    expires_at: float
+    """Seconds, of the queue's clock."""
+
+
+class TaskCounts(Record):
+    open: int = 0
+    leased: int = 0
+    submitted: int = 0
+    given_up: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.open + self.leased
+
+
+class TaskResult(Record):
+    """How a task ended."""
+
+    image_id: int
+    submission: Submission | None
+    """None when the task was given up."""
+    error: str
+
+
+_METADATA = sa.MetaData()
+_TASKS = sa.Table(
+    "tasks",
+    _METADATA,
+    sa.Column("task_id", sa.Integer, primary_key=True),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("image_id", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("token", sa.String(32), nullable=False, server_default=""),
+    sa.Column("owner", sa.Text, nullable=False, server_default=""),
+    sa.Column("expires_at", sa.Float, nullable=False, server_default="0"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("submission", sa.Text),
+    sa.Column("error", sa.Text, nullable=False, server_default=""),
+    sa.UniqueConstraint("round", "image_id"),
+    sa.Index("tasks_by_state", "round", "state"),
+)
+
+
+class TaskQueue:
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], float],
+        lease_seconds: float = 600.0,
+        max_attempts: int = 3,
+    ) -> None:
+        """
+        Args:
+            url: any that SQLAlchemy understands; see `sqlite_url`.
+            clock: seconds since some fixed moment, shared by all who open this queue in turn.
+            max_attempts: failures after which a task is given up.
+        """
+        self._engine = sa.create_engine(url)
+        self._clock = clock
+        self._lease_seconds = lease_seconds
+        self._max_attempts = max_attempts
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _tune_sqlite)
+        _METADATA.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def add(self, round_index: int, image_ids: Sequence[int]) -> int:
+        """Create the tasks of a round that do not exist yet; returns how many are new."""
+        with self._engine.begin() as connection:
+            known = set(
+                connection.scalars(
+                    sa.select(_TASKS.c.image_id).where(_TASKS.c.round == round_index)
+                )
+            )
+            rows = [
+                {"round": round_index, "image_id": int(image_id), "state": TaskState.OPEN}
+                for image_id in image_ids
+                if image_id not in known
+            ]
+            if rows:
+                connection.execute(sa.insert(_TASKS), rows)
+        return len(rows)
+
+    def claim(self, owner: str, round_index: int) -> Lease | None:
+        """The next task that nobody holds; None when there is none at this moment."""
+        now = self._clock()
+        free = (_TASKS.c.state == TaskState.OPEN) | (
+            (_TASKS.c.state == TaskState.LEASED) & (_TASKS.c.expires_at <= now)
+        )
+        following = (
+            sa.select(_TASKS.c.task_id)
+            .where(_TASKS.c.round == round_index, free)
+            .order_by(_TASKS.c.task_id)
+            .limit(1)
+            .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
+            .scalar_subquery()
+        )
+        lease = (
+            sa.update(_TASKS)
+            .where(_TASKS.c.task_id == following)
+            .values(
+                state=TaskState.LEASED,
+                token=uuid.uuid4().hex,
+                owner=owner,
+                expires_at=now + self._lease_seconds,
+            )
+            .returning(_TASKS)
+        )
+        with self._engine.begin() as connection:
+            row = connection.execute(lease).one_or_none()
+        return None if row is None else _lease(row)
+
+    def renew(self, lease: Lease) -> Lease:
+        """The same lease with its full time ahead. StaleLeaseError when it is no longer held."""
+        row = self._change(lease, "renew", expires_at=self._clock() + self._lease_seconds)
+        return _lease(row)
+
+    def submit(self, lease: Lease, submission: Submission) -> bool:
+        """Hand in an answer.
+
+        Returns:
+            False when this lease has been submitted before: the first submission stays.
+
+        Raises:
+            StaleLeaseError: the lease expired or the task passed to somebody else.
+        """
+        if self._submitted_under(lease):
+            return False
+        self._change(
+            lease, "submit", state=TaskState.SUBMITTED, submission=submission.model_dump_json()
+        )
+        return True
+
+    def release(self, lease: Lease) -> None:
+        """Put the task back unanswered; nobody is to blame."""
+        self._change(lease, "release", state=TaskState.OPEN)
+
+    def fail(self, lease: Lease, error: str) -> None:
+        """Put the task back after a failure; the last of `max_attempts` failures gives it up."""
+        attempts = _TASKS.c.attempts + 1
+        state = sa.case(
+            (attempts >= self._max_attempts, TaskState.GIVEN_UP.value), else_=TaskState.OPEN.value
+        )
+        self._change(lease, "fail", attempts=attempts, state=state, error=error)
+
+    def counts(self, round_index: int) -> TaskCounts:
+        query = (
+            sa.select(_TASKS.c.state, sa.func.count())
+            .where(_TASKS.c.round == round_index)
+            .group_by(_TASKS.c.state)
+        )
+        with self._engine.connect() as connection:
+            return TaskCounts(**dict(connection.execute(query).tuples().all()))
+
+    def results(self, round_index: int, image_ids: Sequence[int]) -> dict[int, TaskResult]:
+        """Of those of these images whose tasks have ended."""
+        ended = _TASKS.c.state.in_((TaskState.SUBMITTED, TaskState.GIVEN_UP))
+        query = sa.select(_TASKS.c.image_id, _TASKS.c.submission, _TASKS.c.error).where(
+            _TASKS.c.round == round_index,
+            _TASKS.c.image_id.in_([int(image_id) for image_id in image_ids]),
+            ended,
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return {
+            row.image_id: TaskResult(
+                image_id=row.image_id,
+                submission=row.submission and Submission.model_validate_json(row.submission),
+                error=row.error,
+            )
+            for row in rows
+        }
+
+    def _change(self, lease: Lease, action: str, **values: Any) -> Any:
+        """Update the task if the lease is live; one statement, so nobody comes between."""
+        held = (
+            (_TASKS.c.task_id == lease.task_id)
+            & (_TASKS.c.token == lease.token)
+            & (_TASKS.c.state == TaskState.LEASED)
+            & (_TASKS.c.expires_at > self._clock())
+        )
+        with self._engine.begin() as connection:
+            row = connection.execute(
+                sa.update(_TASKS).where(held).values(**values).returning(_TASKS)
+            ).one_or_none()
+        if row is None:
+            raise StaleLeaseError(
+                f"cannot {action} image {lease.image_id} of round {lease.round}: the lease of "
+                f"{lease.owner} has expired or the task has passed on; claim a task again"
+            )
+        return row
+
+    def _submitted_under(self, lease: Lease) -> bool:
+        query = sa.select(_TASKS.c.task_id).where(
+            _TASKS.c.task_id == lease.task_id,
+            _TASKS.c.token == lease.token,
+            _TASKS.c.state == TaskState.SUBMITTED,
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(query).one_or_none() is not None
+
+
+def sqlite_url(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path}"
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA busy_timeout=10000")
+
+
+def _lease(row: Any) -> Lease:
+    return Lease(
+        token=row.token,
+        task_id=row.task_id,
+        round=row.round,
+        image_id=row.image_id,
+        owner=row.owner,
+        expires_at=row.expires_at,
+    )

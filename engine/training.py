@@ -1,0 +1,170 @@
+"""A retraining: sealed shards in, a checkpoint with its lineage out.
+
+The loop asks a keeper for the state to go on from, and gives it states to keep; where they are kept
+is the keeper's affair (a folder of the run here, Ray Train's checkpoints in `ray_training`).
+"""
+
+import io
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from engine.config import EngineConfig
+from engine.context import WorkerContext, WorkerSpec
+from engine.dataset import ShardDataset, build_index
+from engine.manifest import load_manifest
+from engine.store import Store
+from model.checkpoint import Lineage, save_checkpoint
+from model.training import Trainer, TrainingBatch
+
+State = dict[str, Any]
+PREFETCHED_BATCHES = 4
+
+
+class Keeper(Protocol):
+    """Keeps the state of a training while it runs."""
+
+    rank: int
+    world_size: int
+
+    def latest(self) -> State | None: ...
+    def keep(self, state: State, metrics: dict[str, float]) -> None:
+        """Called by every rank at the same steps."""
+
+
+@dataclass(frozen=True)
+class TrainingJob(ABC):
+    """One training from a parent checkpoint, over all sealed rounds so far."""
+
+    store_uri: str
+    config: EngineConfig
+    round: int
+    parent: str
+    """Checkpoint to start from, path within the store."""
+    folders: tuple[str, ...]
+    """Of the sealed rounds."""
+    target: str
+    """Where the result is published, path within the store."""
+
+    @property
+    def name(self) -> str:
+        """Differs when anything that shapes the training differs: Ray Train resumes by name."""
+        content = f"{self.config.sha256} {self.parent} {self.folders}"
+        return f"{self.target.replace('/', '-')}-{sha256(content.encode()).hexdigest()[:12]}"
+
+    def context(self, *, keep_embeddings: bool) -> WorkerContext:
+        execution = self.config.execution
+        context = WorkerContext(
+            WorkerSpec(
+                store_uri=self.store_uri,
+                checkpoint=self.parent,
+                limits=self.config.corpus.limits,
+                work_size=self.config.work_size,
+                keep_embeddings=keep_embeddings,
+                device=execution.device,
+                threads=execution.train_threads,
+            )
+        )
+        context.pin_threads()
+        return context
+
+    @abstractmethod
+    def run(self, keeper: Keeper) -> None:
+        """Train to the end and publish the result; called once on every rank."""
+
+
+class RetrainingJob(TrainingJob):
+    """Interactive training of the model itself."""
+
+    def run(self, keeper: Keeper) -> None:
+        config = self.config.retraining
+        training = config.training
+        context = self.context(keep_embeddings=training.freeze_image_encoder)
+        dataset = ShardDataset(
+            context=context,
+            index=build_index(context.store, self.folders, config.mix),
+            mix=config.mix,
+            batch_images=training.batch_images,
+            masks_per_image=training.masks_per_image,
+            seed=self.config.seed + self.round,
+            rank=keeper.rank,
+            world_size=keeper.world_size,
+            frozen_encoder=training.freeze_image_encoder,
+        )
+        trainer = Trainer(context.checkpoint.sam, training)
+        if (state := keeper.latest()) is not None:
+            trainer.load_state_dict(state)
+        metrics: dict[str, float] = {}
+        for batch in _prefetched(dataset.batch, trainer.steps_done, training.steps):
+            metrics = trainer.step(batch)
+            if trainer.steps_done % config.save_every_steps == 0:
+                keeper.keep(trainer.state_dict(), metrics)
+        if keeper.rank == 0:
+            self._publish(context, trainer, metrics)
+
+    def _publish(
+        self, context: WorkerContext, trainer: Trainer, metrics: dict[str, float]
+    ) -> None:
+        lineage = Lineage(
+            parent=context.checkpoint.label,
+            round=self.round,
+            stage=self.config.rounds[self.round].stage.value,
+            steps=trainer.steps_done,
+            shards=tuple(
+                shard.sha256
+                for folder in self.folders
+                for shard in load_manifest(context.store, folder).shards
+            ),
+            metrics=metrics,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            finished = Path(folder) / Path(self.target).name
+            save_checkpoint(trainer.sam, finished, lineage)
+            context.store.publish_folder(self.target, finished)
+
+
+class LocalKeeper:
+    """Keeps the last state in a folder of the run's store."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store, self._path = store, f"{folder}/state.pt"
+
+    def latest(self) -> State | None:
+        if not self._store.exists(self._path):
+            return None
+        return load_state(io.BytesIO(self._store.read(self._path)))
+
+    def keep(self, state: State, metrics: dict[str, float]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self._store.replace(self._path, buffer.getvalue())
+
+
+def load_state(source: Any) -> State:
+    """A state from a file or its path; nothing but tensors and plain values is unpickled."""
+    state: State = torch.load(source, map_location="cpu", weights_only=True)
+    return state
+
+
+def _prefetched(
+    load: Callable[[int], TrainingBatch], start: int, stop: int
+) -> Iterator[TrainingBatch]:
+    """Batches in order, the next ones being read while one is trained on."""
+    with ThreadPoolExecutor(PREFETCHED_BATCHES) as pool:
+        waiting: list[Future[TrainingBatch]] = []
+        for step in range(start, stop):
+            waiting.append(pool.submit(load, step))
+            if len(waiting) > PREFETCHED_BATCHES:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
