@@ -1,0 +1,228 @@
+"""The interactions a training learns from: prompt, answer, click where it is wrong, answer again.
+
+The recipe is the paper's [App. A]; numbers it leaves out are those of SAM 2's training code.
+Axes: P prompts (one per target mask), M outputs per prompt, S the side of the input square, L the
+side of the grid on which losses are computed.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from model.losses import balanced_bce_loss, dice_loss, focal_loss, mask_iou
+from model.prompt_encoder import PointLabel, Prompts
+from model.sam import Sam
+from model.training_prompts import noisy_boxes, random_corrections, random_foreground_points
+
+
+class InteractionConfig(BaseModel):
+    """Defaults are the paper's; `ours` marks what it does not say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    num_corrections: int = Field(default=8, ge=0)
+    """Interactions that add a point drawn from the error region, after the first prompt."""
+    num_repeats: int = Field(default=2, ge=0)
+    """Interactions that add no point and only refine the mask: the last one, others anywhere."""
+    box_probability: float = Field(default=0.5, ge=0, le=1)
+    """Of starting from a box; otherwise from one foreground point."""
+    box_noise_std: float = Field(default=0.1, ge=0)
+    """Fraction of the box's side."""
+    box_noise_max: float = Field(default=20.0, ge=0)
+    """Input pixels."""
+    pixel_loss: Literal["focal", "balanced_bce"] = "focal"
+    """focal is the paper's and presumes a pretrained model: from scratch it collapses to empty
+    masks, and balanced_bce does not (ours)."""
+    pixel_loss_weight: float = Field(default=20.0, ge=0)
+    """20 for focal; about 1 suits balanced_bce."""
+    dice_loss_weight: float = Field(default=1.0, ge=0)
+    iou_loss_weight: float = Field(default=1.0, ge=0)
+    """Of the squared error of predicted_iou, over all outputs, since they are ranked by it."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the model under autocast; losses and weights stay fp32."""
+
+    @property
+    def num_interactions(self) -> int:
+        return 1 + self.num_corrections + self.num_repeats
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """P masks to learn, on the loss grid; none of them empty."""
+
+    masks: Tensor
+    """(P, L, L) bool."""
+    valid: Tensor
+    """(P, L, L) bool: where the mask's image lies in the padded square."""
+    image_index: Tensor
+    """(P,)"""
+    scale: float
+    """S / L."""
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def select(self, which: Tensor) -> "Targets":
+        return Targets(self.masks[which], self.valid[which], self.image_index[which], self.scale)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one interaction led to."""
+
+    loss: Tensor
+    """Scalar, with its graph: the mean over prompts."""
+    losses: dict[str, float]
+    """The loss and its unweighted terms."""
+    low_res_masks: Tensor
+    """(P, 1, S / 4, S / 4) logits of the output of highest predicted IoU, without graph."""
+    masks: Tensor
+    """(P, L, L) bool, of the same output."""
+    miou: float
+    """Mean IoU of `masks` with the targets."""
+
+
+def backward_interactions(
+    sam: Sam,
+    config: InteractionConfig,
+    embeddings: Tensor,
+    targets: Targets,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Add the gradients of all interactions over all targets to the parameters.
+
+    Every interaction is back-propagated at once, as far as `embeddings` when these require a
+    gradient: memory holds one interaction, and the gradient is that of the mean over all.
+
+    Returns:
+        Means over prompts and interactions of the losses; mean IoU of the answers after the first
+        and after the last interaction.
+    """
+    metrics: Counter[str] = Counter()
+    draws = torch.rand(len(targets), generator=generator, device=targets.masks.device)
+    starts_from_box = draws < config.box_probability
+    # Prompts with and without a box have different numbers of tokens, so they go separately.
+    for from_box in (False, True):
+        group = targets.select(starts_from_box == from_box)
+        if len(group) == 0:
+            continue
+        share = len(group) / len(targets)
+        prompts = _first_prompts(config, group, generator, from_box)
+        adds_point = [*_draw_schedule(config, generator), False]
+        for index in range(config.num_interactions):
+            # Three outputs are for what one point may mean: whole, part or subpart.
+            multimask_output = index == 0 and not from_box
+            answer = _answer(sam, config, embeddings, prompts, group, multimask_output)
+            weight = share / config.num_interactions
+            (answer.loss * weight).backward()  # type: ignore[no-untyped-call]
+            metrics.update({name: value * weight for name, value in answer.losses.items()})
+            if index == 0:
+                metrics["miou_first"] += answer.miou * share
+            if index == config.num_interactions - 1:
+                metrics["miou_last"] += answer.miou * share
+            prompts = replace(prompts, mask_input=answer.low_res_masks)
+            if adds_point[index]:
+                prompts = _with_correction(prompts, answer, group, generator)
+    return dict(metrics)
+
+
+def _first_prompts(
+    config: InteractionConfig, targets: Targets, generator: torch.Generator, from_box: bool
+) -> Prompts:
+    if from_box:
+        boxes = noisy_boxes(
+            targets.masks,
+            targets.scale,
+            generator,
+            noise_std=config.box_noise_std,
+            max_noise=config.box_noise_max,
+        )
+        return Prompts(boxes=boxes)
+    points = random_foreground_points(targets.masks, targets.scale, generator)[:, None]
+    return Prompts(points, torch.full_like(points[..., 0], PointLabel.FOREGROUND).long())
+
+
+def _draw_schedule(config: InteractionConfig, generator: torch.Generator) -> list[bool]:
+    """For each interaction after the first, whether it comes with a new point."""
+    if config.num_repeats == 0:
+        return [True] * config.num_corrections
+    schedule = [True] * config.num_corrections + [False] * (config.num_repeats - 1)
+    order = torch.randperm(len(schedule), generator=generator, device=generator.device)
+    return [*(schedule[i] for i in order.tolist()), False]
+
+
+def _answer(
+    sam: Sam,
+    config: InteractionConfig,
+    embeddings: Tensor,
+    prompts: Prompts,
+    targets: Targets,
+    multimask_output: bool,
+) -> Answer:
+    with config.autocast(embeddings.device):
+        prediction = sam.decode(
+            embeddings,
+            prompts,
+            multimask_output=multimask_output,
+            image_index=targets.image_index,
+        )
+    low_res_masks = prediction.low_res_masks.float()
+    predicted_iou = prediction.predicted_iou.float()
+    logits = F.interpolate(low_res_masks, targets.masks.shape[1:], mode="bilinear")
+    loss, losses, iou = _judge(config, logits, predicted_iou, targets)
+    rows = torch.arange(len(targets), device=logits.device)
+    best = predicted_iou.argmax(dim=1)
+    return Answer(
+        loss=loss,
+        losses=losses,
+        low_res_masks=low_res_masks.detach()[rows, best][:, None],
+        masks=logits.detach()[rows, best] > 0,
+        miou=iou[rows, best].mean().item(),
+    )
+
+
+def _judge(
+    config: InteractionConfig, logits: Tensor, predicted_iou: Tensor, targets: Targets
+) -> tuple[Tensor, dict[str, float], Tensor]:
+    """Mean loss over prompts, its unweighted terms, and the true IoU (P, M) of every output.
+
+    Only the output of least mask loss is taught its mask.
+    """
+    pixel_loss = focal_loss if config.pixel_loss == "focal" else balanced_bce_loss
+    pixel = pixel_loss(logits, targets.masks, targets.valid)
+    dice = dice_loss(logits, targets.masks, targets.valid)
+    iou = mask_iou(logits, targets.masks, targets.valid)
+    least = (config.pixel_loss_weight * pixel + config.dice_loss_weight * dice).argmin(1, True)
+    terms = {
+        "pixel_loss": pixel.gather(1, least).mean(),
+        "dice_loss": dice.gather(1, least).mean(),
+        "iou_loss": (predicted_iou - iou).square().mean(),
+    }
+    loss = (
+        config.pixel_loss_weight * terms["pixel_loss"]
+        + config.dice_loss_weight * terms["dice_loss"]
+        + config.iou_loss_weight * terms["iou_loss"]
+    )
+    losses = {name: term.item() for name, term in {"loss": loss, **terms}.items()}
+    return loss, losses, iou
+
+
+def _with_correction(
+    prompts: Prompts, answer: Answer, targets: Targets, generator: torch.Generator
+) -> Prompts:
+    points, labels = random_corrections(
+        answer.masks, targets.masks, targets.valid, targets.scale, generator
+    )
+    points, labels = points[:, None], labels[:, None]
+    if prompts.point_coords is not None and prompts.point_labels is not None:
+        points = torch.cat([prompts.point_coords, points], dim=1)
+        labels = torch.cat([prompts.point_labels, labels], dim=1)
+    return replace(prompts, point_coords=points, point_labels=labels)
