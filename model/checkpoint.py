@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.atomic_folder import STAGED_PREFIX, atomic_folder
 from model.image_encoder import ViTConfig
@@ -83,11 +83,11 @@ def load_checkpoint(name_or_path: str | Path, device: str | torch.device = "cpu"
         weights = _read_pth(path)
         config, lineage, files = recognise_official(weights, path), None, [path]
     else:
-        config = _read_json(path / CONFIG, SamConfig)
-        lineage = _read_json(path / LINEAGE, Lineage)
-        weights, files = _read_safetensors(path / WEIGHTS), [path / CONFIG, path / WEIGHTS]
+        config = read_json(path / CONFIG, SamConfig)
+        lineage = read_json(path / LINEAGE, Lineage)
+        weights, files = read_safetensors(path / WEIGHTS), [path / CONFIG, path / WEIGHTS]
     sam = Sam(config)
-    _load_weights(sam, weights, path)
+    load_weights(sam, weights, path)
     name = path.stem if path.is_file() else path.resolve().name
     return Checkpoint(sam.to(device).eval(), config, lineage, name, _sha256_of_files(files))
 
@@ -148,7 +148,7 @@ def _is_checkpoint(path: Path) -> bool:
     )
 
 
-def _read_json(path: Path, model: type[Model]) -> Model:
+def read_json(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -160,7 +160,7 @@ def _read_json(path: Path, model: type[Model]) -> Model:
         ) from None
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
@@ -216,8 +216,9 @@ def _recognise_encoder(weights: dict[str, Tensor]) -> SamConfig | None:
     return None
 
 
-def _load_weights(sam: Sam, weights: dict[str, Tensor], path: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in sam.state_dict().items()}
+def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load by name, or say in one line which tensors do not fit."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = [
         f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
@@ -229,7 +230,7 @@ def _load_weights(sam: Sam, weights: dict[str, Tensor], path: Path) -> None:
             f"the weights in {path} do not fit their model: {len(wrong)} of {len(expected)} "
             f"tensors differ, first {'; '.join(wrong[:3])}"
         )
-    sam.load_state_dict(weights)
+    module.load_state_dict(weights)
 
 
 def _sha256_of_files(paths: list[Path]) -> str:
