@@ -5,7 +5,7 @@ Axes: P prompts (one per target mask), M outputs per prompt, S the side of the i
 side of the grid on which losses are computed.
 """
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -106,32 +106,46 @@ def backward_interactions(
         Means over prompts and interactions of the losses; mean IoU of the answers after the first
         and after the last interaction.
     """
-    metrics: Counter[str] = Counter()
+    metrics: defaultdict[str, float] = defaultdict(float)
     draws = torch.rand(len(targets), generator=generator, device=targets.masks.device)
     starts_from_box = draws < config.box_probability
     # Prompts with and without a box have different numbers of tokens, so they go separately.
     for from_box in (False, True):
         group = targets.select(starts_from_box == from_box)
-        if len(group) == 0:
-            continue
-        share = len(group) / len(targets)
-        prompts = _first_prompts(config, group, generator, from_box)
-        adds_point = [*_draw_schedule(config, generator), False]
-        for index in range(config.num_interactions):
-            # Three outputs are for what one point may mean: whole, part or subpart.
-            multimask_output = index == 0 and not from_box
-            answer = _answer(sam, config, embeddings, prompts, group, multimask_output)
-            weight = share / config.num_interactions
-            (answer.loss * weight).backward()  # type: ignore[no-untyped-call]
-            metrics.update({name: value * weight for name, value in answer.losses.items()})
-            if index == 0:
-                metrics["miou_first"] += answer.miou * share
-            if index == config.num_interactions - 1:
-                metrics["miou_last"] += answer.miou * share
-            prompts = replace(prompts, mask_input=answer.low_res_masks)
-            if adds_point[index]:
-                prompts = _with_correction(prompts, answer, group, generator)
+        if len(group) > 0:
+            share = len(group) / len(targets)
+            prompts = _first_prompts(config, group, generator, from_box)
+            found = _backward_group(sam, config, embeddings, prompts, group, generator, share)
+            for name, value in found.items():
+                metrics[name] += value * share
     return dict(metrics)
+
+
+def _backward_group(
+    sam: Sam,
+    config: InteractionConfig,
+    embeddings: Tensor,
+    prompts: Prompts,
+    targets: Targets,
+    generator: torch.Generator,
+    share: float,
+) -> dict[str, float]:
+    """All interactions over prompts of one kind, which are `share` of all prompts."""
+    metrics: defaultdict[str, float] = defaultdict(float)
+    # Three outputs are for what a single point may mean: whole, part or subpart.
+    multimask_output = prompts.boxes is None
+    mious = []
+    for adds_point in [*_draw_schedule(config, generator), False]:
+        answer = _answer(sam, config, embeddings, prompts, targets, multimask_output)
+        (answer.loss * share / config.num_interactions).backward()
+        for name, value in answer.losses.items():
+            metrics[name] += value / config.num_interactions
+        mious.append(answer.miou)
+        multimask_output = False
+        prompts = replace(prompts, mask_input=answer.low_res_masks)
+        if adds_point:
+            prompts = _with_correction(prompts, answer, targets, generator)
+    return {**metrics, "miou_first": mious[0], "miou_last": mious[-1]}
 
 
 def _first_prompts(
@@ -151,7 +165,7 @@ def _first_prompts(
 
 
 def _draw_schedule(config: InteractionConfig, generator: torch.Generator) -> list[bool]:
-    """For each interaction after the first, whether it comes with a new point."""
+    """For each interaction after the first, whether it adds a point."""
     if config.num_repeats == 0:
         return [True] * config.num_corrections
     schedule = [True] * config.num_corrections + [False] * (config.num_repeats - 1)

@@ -104,11 +104,12 @@ class PromptEncoder(nn.Module):
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """(P, N, 2) pixels and (P, N) labels to (P, N, C)."""
-        position = self.pe_layer((coords + 0.5) / self.image_size)  # + 0.5: the pixel's centre
-        meaning = torch.cat(
-            [self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)]
-        )
+        position: Tensor = self.pe_layer((coords + 0.5) / self.image_size)  # a pixel's centre
         is_point = (labels != PointLabel.PADDING)[..., None]
+        # A padding point has no position; rows of `meaning` follow PointLabel, which starts at -1.
+        meaning = torch.cat(
+            [self.not_a_point_embed.weight, *self.point_embeddings.parameters()], dim=0
+        )
         return position * is_point + meaning[labels.long() + 1]
 
     def embed_dense(self, prompts: Prompts) -> Tensor:

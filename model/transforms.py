@@ -46,9 +46,7 @@ class ResizeLongestSide:
             )
         h, w = self.size_hw_input
         resized = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
-        mean, std = (torch.tensor(s).reshape(3, 1, 1) for s in (PIXEL_MEAN, PIXEL_STD))
-        return F.pad((pixels - mean) / std, (0, self.image_size - w, 0, self.image_size - h))
+        return to_input_square(np.array(resized), self.image_size)
 
     def apply_coords(self, coords: Tensor) -> Tensor:
         """(..., 2) points of the original frame to the input frame, float32."""
@@ -57,7 +55,7 @@ class ResizeLongestSide:
 
     def apply_boxes(self, boxes: Tensor) -> Tensor:
         """(..., 4) boxes xyxy of the original frame to the input frame, float32."""
-        return self.apply_coords(boxes.unflatten(-1, (2, 2))).flatten(-2)
+        return self.apply_coords(boxes.reshape(*boxes.shape[:-1], 2, 2)).flatten(-2)
 
     def invert_boxes(self, boxes: Tensor) -> Tensor:
         """(..., 4) boxes xyxy of the input frame to the original frame, float32."""
@@ -82,3 +80,11 @@ class ResizeLongestSide:
             logits[..., :h, :w], self.size_hw_orig, mode="bilinear", align_corners=False
         )
         return logits.reshape(shape)
+
+
+def to_input_square(pixels: NDArray[np.uint8], image_size: int) -> Tensor:
+    """(h, w, 3) uint8 RGB of at most S a side to (3, S, S): normalised, zero right and bottom."""
+    h, w, _ = pixels.shape
+    colours = torch.from_numpy(pixels).permute(2, 0, 1).float()
+    mean, std = (torch.tensor(s).reshape(3, 1, 1) for s in (PIXEL_MEAN, PIXEL_STD))
+    return F.pad((colours - mean) / std, (0, image_size - w, 0, image_size - h))
