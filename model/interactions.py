@@ -137,7 +137,8 @@ def _backward_group(
     mious = []
     for adds_point in [*_draw_schedule(config, generator), False]:
         answer = _answer(sam, config, embeddings, prompts, targets, multimask_output)
-        (answer.loss * share / config.num_interactions).backward()
+        loss = answer.loss * share / config.num_interactions
+        loss.backward()  # type: ignore[no-untyped-call]
         for name, value in answer.losses.items():
             metrics[name] += value / config.num_interactions
         mious.append(answer.miou)
