@@ -17,7 +17,7 @@ Colour = NDArray[np.float32]
 
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 """Steps of this angle never come close to an earlier hue until there are many."""
-LIGHTNESS = (0.72, 0.60, 0.80)
+LIGHTNESS = (0.76, 0.65, 0.84)
 BORDER_OPACITY = 0.9
 
 GAP, CAPTION_HEIGHT, CAPTION_SIZE, CAPTION_INK = 12, 24, 16, (64, 72, 82)
@@ -57,7 +57,7 @@ def mask_colour(rank: int) -> Colour:
 
     Hues are turned in Oklab (Ottosson 2020), where equal steps look equal.
     """
-    hue, lightness, chroma = rank * GOLDEN_ANGLE, LIGHTNESS[rank % len(LIGHTNESS)], 0.15
+    hue, lightness, chroma = rank * GOLDEN_ANGLE, LIGHTNESS[rank % len(LIGHTNESS)], 0.16
     lab = np.asarray((lightness, chroma * math.cos(hue), chroma * math.sin(hue)))
     cones = np.asarray(
         (
@@ -92,8 +92,8 @@ def contact_sheet(
     """
     if not pictures or len(captions) not in (0, len(pictures)):
         raise ValueError(
-            f"{len(pictures)} pictures and {len(captions)} captions on a contact sheet; expected at "
-            "least one picture, and one caption each or none"
+            f"{len(pictures)} pictures and {len(captions)} captions on a contact sheet; expected "
+            "at least one picture, and a caption for each or for none"
         )
     starts = range(0, len(pictures), columns)
     rows = [_row(pictures[i : i + columns], columns if i else 0, width) for i in starts]
@@ -146,10 +146,7 @@ def _row(pictures: Sequence[Pixels], slots: int, width: int) -> list[Image.Image
     height = (width - GAP * (slots + 1)) / (aspects * slots / len(pictures))
     return [
         Image.fromarray(picture).resize(
-            (
-                max(1, int(height * picture.shape[1] / picture.shape[0])),
-                max(1, int(height)),
-            ),
+            (max(1, int(height * picture.shape[1] / picture.shape[0])), max(1, int(height))),
             Image.Resampling.LANCZOS,
         )
         for picture in pictures
