@@ -100,6 +100,8 @@ def their_config(config: SamConfig) -> TheirConfig:
         vision_config=vision.to_dict(),
         prompt_encoder_config=prompt.to_dict(),
         mask_decoder_config=decoder.to_dict(),
+        # Their own arithmetic, not the fused attention of torch that ours calls as well.
+        attn_implementation="eager",
     )
 
 
