@@ -16,10 +16,8 @@ from engine import layout
 from engine.context import WorkerContext
 from engine.corpus import CorpusRow
 from engine.errors import StaleLeaseError, StorageError, UnreadableImageError
-from engine.executor import Executor, Failed
-from engine.ground_truth import GroundTruth
+from engine.executor import POLL_SECONDS, Executor, Failed
 from engine.images import WorkSize, work_size_hw
-from engine.production import POLL_SECONDS
 from engine.shards import ShardHeader, publish_shard, read_record, read_records
 from engine.store import Store
 from engine.tasks import Lease, TaskQueue, TaskResult
@@ -51,15 +49,17 @@ class AnnotationUnit:
             image = context.read_image(self.row)
         except UnreadableImageError as error:
             return Submission(seconds=0.0, skipped=str(error))
-        truths = GroundTruth(context.store).masks(self.row.image_id, image.size_hw)
-        prefilled = () if self.prefilled is None else read_record(context.store, *self.prefilled).masks
+        truths = context.ground_truth.masks_at(self.row, image.size_hw)
+        prefilled = (
+            () if self.prefilled is None else read_record(context.store, *self.prefilled).masks
+        )
         predictor = Predictor(
             context.checkpoint.sam, image.size_hw, context.embedding(self.row, image)
         )
         annotator = SimulatedAnnotator(self.annotator, max_mask_seconds=self.max_mask_seconds)
         return annotator.annotate(
             predictor,
-            [decode_rle(truth) for truth in truths],
+            truths,
             prefilled=[decode_rle(mask.segmentation) for mask in prefilled],
             stage=self.header.stage,
             provenance=Provenance(self.header.round, self.header.checkpoint),
@@ -160,5 +160,7 @@ def _record(
     if result.submission is None:
         return record.model_copy(update={"status": ImageStatus.GIVEN_UP, "error": result.error})
     if submission.skipped:
-        return record.model_copy(update={"status": ImageStatus.SKIPPED, "error": submission.skipped})
+        return record.model_copy(
+            update={"status": ImageStatus.SKIPPED, "error": submission.skipped}
+        )
     return record

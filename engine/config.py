@@ -15,7 +15,7 @@ from engine.corpus import CorpusConfig
 from engine.dataset import MixConfig
 from engine.errors import ConfigError
 from engine.images import WorkSize
-from engine.sources import SourceConfig
+from engine.sources import SourceConfigs
 from engine.store import Store
 from model.detector import DetectorConfig, DetectorTrainingConfig
 from model.training import TrainingConfig
@@ -84,7 +84,7 @@ class EngineConfig(Record):
     seed: int = 0
     checkpoint: str
     """Where the run starts: a name from model/checkpoints, a folder, or an official .pth file."""
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sources: SourceConfigs = Field(min_length=1)
     corpus: CorpusConfig = CorpusConfig()
     work_size: WorkSize = WorkSize()
     """Frame in which masks are made."""
@@ -154,6 +154,14 @@ def describe(error: ValidationError) -> str:
         for problem in error.errors()
     )
     return "; ".join(problems)
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with nested fields replaced."""
+    return base | {
+        key: merged(base[key], value) if isinstance(value, dict) and key in base else value
+        for key, value in changes.items()
+    }
 
 
 def freeze_config(store: Store, config: EngineConfig) -> None:

@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from engine.corpus import CorpusRow
-from engine.errors import UnreadableImageError
+from engine.errors import ConfigError, UnreadableImageError
+from engine.ground_truth import GroundTruth
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
 from engine.layout import embedding_path
 from engine.store import Store, open_store, read_uri
@@ -32,8 +33,8 @@ class WorkerSpec:
     checkpoint: str
     """Path within the run's store, or a name or path that model.checkpoint finds; empty for work
     that needs no model."""
-    limits: ImageLimits = ImageLimits()
-    work_size: WorkSize = WorkSize()
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    work_size: WorkSize = field(default_factory=WorkSize)
     detector: str = ""
     """Path within the run's store; empty when there is none."""
     keep_embeddings: bool = False
@@ -60,6 +61,10 @@ class WorkerContext:
     def detector(self) -> ObjectDetector:
         folder = self.store.fetch_folder(self.spec.detector)
         return load_detector(folder).to(self.spec.device).eval()
+
+    @cached_property
+    def ground_truth(self) -> GroundTruth:
+        return GroundTruth(self.store)
 
     @cached_property
     def _encoder_sha256(self) -> str:
@@ -97,8 +102,11 @@ class WorkerContext:
 
 def load_run_checkpoint(store: Store, checkpoint: str, device: str = "cpu") -> Checkpoint:
     """A checkpoint of this run, or any other by its name or path."""
-    in_store = store.exists(checkpoint)
-    return load_checkpoint(store.fetch_folder(checkpoint) if in_store else checkpoint, device=device)
+    found = store.fetch_folder(checkpoint) if store.exists(checkpoint) else checkpoint
+    try:
+        return load_checkpoint(found, device=device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _read_patiently(uri: str) -> bytes:

@@ -5,7 +5,7 @@ images, oversampled by stage, and a step takes the next slice of it. Stopping an
 step therefore needs no state, and ranks of a distributed training take disjoint slices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from pydantic import Field, PositiveInt
+from torch import Tensor
 
 from engine.context import WorkerContext
-from engine.corpus import Corpus
+from engine.corpus import Corpus, CorpusRow
 from engine.errors import EngineError, UnreadableImageError
 from engine.manifest import load_manifest
 from engine.shards import read_columns, read_record
 from engine.store import Store
 from model.training import TrainingBatch
 from model.transforms import to_input_square
+from stages.predictor import Image
 from stages.records import ImageRecord, Record, StageName
 from stages.rle import decode_rle
 
@@ -117,15 +119,9 @@ class ShardDataset:
                 f"{self.world_size} training workers"
             )
 
-    def batches(self, start: int, stop: int) -> Iterator[TrainingBatch]:
-        """The batches of steps [start, stop) for this rank."""
-        for step in range(start, stop):
-            yield self.batch(step)
-
     def batch(self, step: int) -> TrainingBatch:
-        share = self.batch_images // self.world_size
-        first = step * self.batch_images + self.rank * share
-        parts = [self._load(example) for example in map(self.example, range(first, first + share))]
+        """This rank's share of a step."""
+        parts = [self._load(example) for example in self.examples(step)]
         index = torch.cat([torch.full((len(p.masks),), i) for i, p in enumerate(parts)])
         inputs = torch.stack([part.inputs for part in parts])
         return TrainingBatch(
@@ -135,6 +131,16 @@ class ShardDataset:
             images=None if self.frozen_encoder else inputs,
             embeddings=inputs if self.frozen_encoder else None,
         )
+
+    def examples(self, step: int) -> list[TrainingExample]:
+        share = self.batch_images // self.world_size
+        first = step * self.batch_images + self.rank * share
+        return [self.example(position) for position in range(first, first + share)]
+
+    def embedding(self, example: TrainingExample) -> Tensor:
+        """(1, C, S/16, S/16)."""
+        row = self._corpus.row(example.record.image_id)
+        return self.context.embedding(row, self._read(row))
 
     def example(self, position: int) -> TrainingExample:
         """What stands at a position of the endless sequence of epochs."""
@@ -154,15 +160,18 @@ class ShardDataset:
         rng = np.random.default_rng([self.seed, PERMUTATION, epoch])
         return rng.permutation(np.repeat(np.arange(len(self.index)), self.index.repeats))
 
+    def _read(self, row: CorpusRow) -> Image:
+        try:
+            return self.context.read_image(row)
+        except UnreadableImageError as error:
+            raise EngineError(
+                f"cannot train on {row.uri}, which was readable when it was annotated: {error}"
+            ) from error
+
     def _load(self, example: TrainingExample) -> "_Loaded":
         record, size = example.record, self.context.checkpoint.sam.config.image_size
         row = self._corpus.row(record.image_id)
-        try:
-            image = self.context.read_image(row)
-        except UnreadableImageError as error:
-            raise EngineError(
-                f"cannot train on {record.uri}, which was readable when it was annotated: {error}"
-            ) from error
+        image = self._read(row)
         place = _Placement.fitting(image.size_hw, size)
         if not self.frozen_encoder and record.stage is not StageName.FULLY_AUTOMATIC:
             place = _Placement.jittered(image.size_hw, size, self.mix.scale_jitter, example.rng)
@@ -220,7 +229,9 @@ class _Placement:
         """
         per_pixel = scale * image_size / max(size_hw)
         kept = [min(side, image_size / per_pixel) for side in size_hw]
-        top, left = ((side - part) * at for side, part, at in zip(size_hw, kept, where, strict=True))
+        top, left = (
+            (side - part) * at for side, part, at in zip(size_hw, kept, where, strict=True)
+        )
         height, width = (min(image_size, max(1, round(part * per_pixel))) for part in kept)
         return _Placement((left, top, left + kept[1], top + kept[0]), (height, width))
 

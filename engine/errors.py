@@ -1,8 +1,8 @@
-"""What can go wrong for reasons outside the program, one class for each thing a caller may do about it."""
+"""What goes wrong for reasons outside the program: a class for each thing one can do about it."""
 
 
 class EngineError(Exception):
-    """The user's input, files or machines do not allow what was asked; the message says what to do."""
+    """Input, files or machines do not allow what was asked; the message says what to do."""
 
 
 class ConfigError(EngineError):
@@ -10,7 +10,7 @@ class ConfigError(EngineError):
 
 
 class StorageError(EngineError):
-    """Storage refused a read or a write: full, read-only, missing or cut off. Try again once mended."""
+    """Storage refused a read or a write: full, read-only, missing. Try again once it is mended."""
 
 
 class CorruptFileError(EngineError):
@@ -18,7 +18,7 @@ class CorruptFileError(EngineError):
 
 
 class StaleLeaseError(EngineError):
-    """A lease has expired or passed to somebody else; what it was held for must be claimed again."""
+    """A lease has expired or passed to somebody else: the task must be claimed again."""
 
 
 class UnreadableImageError(EngineError):

@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from engine.context import WorkerContext
-from engine.corpus import Corpus, CorpusRow
+from engine.context import WorkerContext, WorkerSpec
+from engine.corpus import Corpus, CorpusConfig, CorpusRow, build_corpus
 from engine.errors import EngineError, UnreadableImageError
-from engine.executor import Executor, Failed
-from engine.ground_truth import GroundTruth
-from engine.production import POLL_SECONDS
-from engine.progress import Step
-from stages.evaluation import ClickScores, Evaluation, evaluate_image
+from engine.executor import Executor, Failed, LocalExecutor, run_all
+from engine.ground_truth import GroundTruth, build_ground_truth
+from engine.progress import Progress, Step
+from engine.sources import CocoSource
+from engine.store import open_store
+from stages.evaluation import ClickScores, Evaluation, box_recall, evaluate_image
+from stages.filters import mask_box
 from stages.predictor import Predictor
-from stages.rle import decode_rle
+from stages.records import Record
+from stages.semi_automatic import detect
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class EvaluationUnit:
             image = context.read_image(self.row)
         except UnreadableImageError:
             return ClickScores()
-        rles = GroundTruth(context.store).masks(self.row.image_id, image.size_hw)
-        truths = sorted((decode_rle(rle) for rle in rles), key=lambda mask: -int(mask.sum()))
+        truths = context.ground_truth.masks_at(self.row, image.size_hw)
+        truths.sort(key=lambda mask: -int(mask.sum()))
         predictor = Predictor(
             context.checkpoint.sam, image.size_hw, context.embedding(self.row, image)
         )
@@ -44,22 +48,65 @@ def evaluate(
     Raises:
         EngineError: an image failed, or there is nothing to evaluate.
     """
-    waiting = [EvaluationUnit(row, max_masks) for row in reversed(rows)]
-    scores, in_flight = ClickScores(), 0
-    while waiting or in_flight:
-        while waiting and executor.has_room():
-            executor.submit(waiting.pop())
-            in_flight += 1
-        for outcome in executor.wait(POLL_SECONDS):
-            in_flight -= 1
-            if isinstance(outcome, Failed):
-                raise EngineError(f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}")
-            scores += outcome.result
-            step()
+    scores = ClickScores()
+    for outcome in run_all(executor, (EvaluationUnit(row, max_masks) for row in rows)):
+        if isinstance(outcome, Failed):
+            raise EngineError(f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}")
+        scores += outcome.result
+        step()
     try:
         return scores.means()
     except ValueError as error:
         raise EngineError(str(error)) from error
+
+
+class DetectorRecall(Record):
+    """How many of the held-out objects some proposal meets at a box IoU of 0.5."""
+
+    num_objects: int
+    num_found: int
+    recall: float
+
+
+@dataclass(frozen=True)
+class RecallUnit:
+    row: CorpusRow
+
+    def run(self, context: WorkerContext) -> tuple[int, int]:
+        try:
+            image = context.read_image(self.row)
+        except UnreadableImageError:
+            return 0, 0
+        truths = context.ground_truth.masks_at(self.row, image.size_hw)
+        predictor = Predictor(
+            context.checkpoint.sam, image.size_hw, context.embedding(self.row, image)
+        )
+        boxes, _ = detect(context.detector, predictor)
+        corners = np.asarray([mask_box(truth) for truth in truths], dtype=np.float32).reshape(-1, 4)
+        return box_recall(boxes, corners)
+
+
+def evaluate_detector(executor: Executor, rows: Sequence[CorpusRow]) -> DetectorRecall:
+    found = total = 0
+    for outcome in run_all(executor, (RecallUnit(row) for row in rows)):
+        if isinstance(outcome, Failed):
+            raise EngineError(f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}")
+        found, total = found + outcome.result[0], total + outcome.result[1]
+    return DetectorRecall(num_objects=total, num_found=found, recall=found / max(total, 1))
+
+
+def evaluate_source(
+    source: CocoSource, checkpoint: str, progress: Progress, *, device: str
+) -> Evaluation:
+    """Evaluate a checkpoint on all images of a COCO-style source, in this process."""
+    with TemporaryDirectory(prefix="sa-engine-") as folder:
+        store = open_store(folder)
+        corpus = build_corpus(store, [source], CorpusConfig())
+        truth = build_ground_truth(store, [source], corpus)
+        rows = corpus.rows(np.intersect1d(corpus.select(), truth.image_ids).tolist())
+        executor = LocalExecutor(WorkerSpec(store.uri, checkpoint, device=device))
+        with progress.of("evaluating", len(rows)) as step:
+            return evaluate(executor, rows, max_masks=None, step=step)
 
 
 def held_out_rows(

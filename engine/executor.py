@@ -9,11 +9,15 @@ it is for whoever submitted it.
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.context import WorkerContext, WorkerSpec
 from engine.errors import StorageError
+
+POLL_SECONDS = 1.0
+"""How long to wait for an outcome before looking at other things."""
 
 
 class Unit(Protocol):
@@ -58,6 +62,24 @@ def run_unit(unit: Unit, context: WorkerContext) -> Outcome:
         where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
         message = f"{type(error).__name__}: {error} ({where})".replace("\n", " ")
         return Failed(unit, message, storage=isinstance(error, StorageError))
+
+
+def run_all(executor: Executor, units: Iterable[Unit]) -> Iterator[Outcome]:
+    """Outcomes of independent units as they come, drawn as the executor has room."""
+    waiting = iter(units)
+    exhausted, in_flight = False, 0
+    while in_flight or not exhausted:
+        while not exhausted and executor.has_room():
+            unit = next(waiting, None)
+            if unit is None:
+                exhausted = True
+            else:
+                executor.submit(unit)
+                in_flight += 1
+        if in_flight:
+            outcomes = executor.wait(POLL_SECONDS)
+            in_flight -= len(outcomes)
+            yield from outcomes
 
 
 class LocalExecutor:

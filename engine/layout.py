@@ -42,6 +42,11 @@ def shard_of(path: str) -> int | None:
     return int(name.removeprefix("shard-").removesuffix(".parquet"))
 
 
+def recall_path(folder: str) -> str:
+    """How good the detector of a semi-automatic round is."""
+    return f"{folder}/detector.json"
+
+
 def manifest_path(folder: str) -> str:
     return f"{folder}/manifest.json"
 

@@ -82,7 +82,7 @@ def freeze_plan(store: Store, folder: str, plan: RoundPlan) -> RoundPlan:
     frozen = load_plan(store, folder)
     if frozen.header != plan.header:
         raise ConfigError(
-            f"cannot resume {folder}: it was planned with {_differences(frozen.header, plan.header)}; "
+            f"cannot resume {folder}: planned with {_differences(frozen.header, plan.header)}; "
             "start a new run or restore what changed"
         )
     return frozen

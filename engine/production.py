@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from engine import layout
 from engine.errors import EngineError, StorageError
-from engine.executor import Done, Executor, Failed
+from engine.executor import POLL_SECONDS, Done, Executor, Failed
 from engine.shards import publish_shard, read_records
 from engine.store import Store
 from engine.worker import ShardUnit, empty_record
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 WHOLE_ATTEMPTS = 2
 """A dead machine is no fault of the images, so a whole shard gets a second chance."""
-POLL_SECONDS = 1.0
 
 OnShard = Callable[[int], None]
 """Called with the number of each shard that has come to exist."""
@@ -113,9 +112,7 @@ class _Production:
             self._give_up(unit, outcome.error)
 
     def _take_apart(self, unit: ShardUnit) -> None:
-        parts = [
-            replace(unit, part=part, images=(row,)) for part, row in enumerate(unit.images)
-        ]
+        parts = [replace(unit, part=part, images=(row,)) for part, row in enumerate(unit.images)]
         missing = [part for part in parts if not self._store.exists(part.path)]
         self._apart[unit.path] = unit
         self._parts_left[unit.path] = len(missing)
@@ -156,4 +153,3 @@ class _Production:
             yield from read_records(
                 self._store, layout.shard_path(unit.shards, unit.header.shard, part)
             )
-

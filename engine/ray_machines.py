@@ -18,7 +18,7 @@ OBJECT_STORE_BYTES = 200 * 2**20
 
 
 class RayMachines:
-    """Connects to the cluster of RAY_ADDRESS (a Ray job has it set), or starts Ray on this machine."""
+    """Connects to the cluster of RAY_ADDRESS (set within a Ray job), or starts Ray here."""
 
     def __init__(self, execution: ExecutionConfig) -> None:
         self._execution = execution

@@ -6,9 +6,10 @@ therefore no mode of its own: the same calls find the finished steps finished.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,14 +19,14 @@ from pydantic import ValidationError
 
 from engine import layout
 from engine.annotation import AnnotationUnit, answer_tasks, assemble_shard
-from engine.config import EngineConfig, freeze_config
-from engine.context import WorkerSpec, load_run_checkpoint
-from engine.corpus import Corpus, build_corpus
+from engine.config import EngineConfig, freeze_config, frozen_config, merged
+from engine.context import WorkerContext, WorkerSpec, load_run_checkpoint
+from engine.corpus import Corpus, CorpusRow, build_corpus
 from engine.errors import ConfigError, CorruptFileError, EngineError
-from engine.evaluation import evaluate, held_out_rows
-from engine.executor import Executor
+from engine.evaluation import evaluate, evaluate_detector, held_out_rows
+from engine.executor import Executor, Failed, run_all
 from engine.ground_truth import GroundTruth, build_ground_truth
-from engine.machines import Machines
+from engine.machines import LocalMachines, Machines
 from engine.manifest import (
     PlanHeader,
     RoundManifest,
@@ -131,6 +132,34 @@ def run_rounds(
     return outcomes
 
 
+def train_once(
+    store: Store, name: str, *, checkpoint: str | None = None, steps: int | None = None
+) -> str:
+    """One retraining over the sealed rounds of a run, in this process; returns its path.
+
+    Args:
+        name: of the new checkpoint.
+        checkpoint: where to start; None: from the run's last one.
+        steps: None: as the run's config says.
+    """
+    config = frozen_config(store)
+    if steps is not None:
+        changed = {"retraining": {"training": {"steps": steps}}}
+        config = EngineConfig.model_validate(merged(config.model_dump(mode="json"), changed))
+    folders = sealed_folders(store, config, len(config.rounds))
+    if not folders:
+        raise EngineError(f"{store.uri} has no sealed round to train on; run it first")
+    finished = [load_outcome(store, folder) for folder in folders]
+    last = next((o.checkpoint for o in reversed(finished) if o is not None), config.checkpoint)
+    target = layout.checkpoint_path(name)
+    if store.exists(target):
+        raise EngineError(f"{store.uri}/{target} exists; choose another --name")
+    index = len(folders) - 1
+    job = RetrainingJob(store.uri, config, index, checkpoint or last, folders, target)
+    LocalMachines().train(store, job)
+    return target
+
+
 def load_outcome(store: Store, folder: str) -> RoundOutcome | None:
     """None for a round that is not finished."""
     path = layout.outcome_path(folder)
@@ -163,13 +192,52 @@ def _open_run(
     machines: Machines,
 ) -> Run:
     progress.say(f"run {config.name}: {store.uri}")
-    corpus = build_corpus(store, config.sources, config.corpus)
+    corpus = build_corpus(
+        store, config.sources, config.corpus, run=partial(_run_parts, store, machines, progress)
+    )
     truth = build_ground_truth(store, config.sources, corpus)
     progress.say(
         f"corpus: {len(corpus)} images, {len(corpus.select(split='held_out'))} held out, "
         f"{len(corpus) - len(corpus.select())} unusable, {len(truth.image_ids)} with ground truth"
     )
     return Run(store, config, corpus, truth, progress, machines)
+
+
+@dataclass(frozen=True)
+class ScanUnit:
+    """One part of the corpus."""
+
+    scan: Callable[[int], int]
+    part: int
+
+    def run(self, context: WorkerContext) -> int:
+        return self.scan(self.part)
+
+
+def _run_parts(
+    store: Store,
+    machines: Machines,
+    progress: Progress,
+    scan: Callable[[int], int],
+    parts: Iterable[int],
+) -> Iterator[int]:
+    """Scan parts of the corpus on all workers; a single one is not worth starting them."""
+    waiting = [ScanUnit(scan, part) for part in parts]
+    if len(waiting) <= 1:
+        yield from (unit.scan(unit.part) for unit in waiting)
+        return
+    executor = machines.executor(WorkerSpec(store.uri, checkpoint=""))
+    try:
+        with progress.of("scanning images", len(waiting)) as step:
+            for outcome in run_all(executor, waiting):
+                if isinstance(outcome, Failed):
+                    raise EngineError(
+                        f"part {outcome.unit.part} of the corpus cannot be scanned: {outcome.error}"
+                    )
+                step()
+                yield outcome.result
+    finally:
+        executor.close()
 
 
 def _start(run: Run) -> RoundOutcome:
@@ -242,9 +310,7 @@ def _plan(run: Run, index: int, checkpoint: str) -> RoundPlan:
 
 def _annotate_automatically(run: Run, plan: RoundPlan, folder: str, checkpoint: str) -> None:
     with run.workers(checkpoint) as executor:
-        _make_shards(
-            run, executor, plan, layout.shards_folder(folder), run.config.fully_automatic
-        )
+        _make_shards(run, executor, plan, layout.shards_folder(folder), run.config.fully_automatic)
 
 
 def _annotate_with_tasks(run: Run, plan: RoundPlan, folder: str, checkpoint: str) -> None:
@@ -253,6 +319,7 @@ def _annotate_with_tasks(run: Run, plan: RoundPlan, folder: str, checkpoint: str
         proposals = layout.proposals_folder(folder)
         detector = _train_detector(run, plan.header.round, checkpoint)
         with run.workers(checkpoint, detector) as executor:
+            _evaluate_detector(run, executor, folder)
             _make_shards(run, executor, plan, proposals, run.config.semi_automatic)
     with _open_queue(run) as queue:
         queue.add(plan.header.round, plan.image_ids.tolist())
@@ -390,6 +457,17 @@ def _train_detector(run: Run, index: int, checkpoint: str) -> str:
     return path
 
 
+def _evaluate_detector(run: Run, executor: Executor, folder: str) -> None:
+    rows = _held_out(run)
+    if not rows or run.store.exists(layout.recall_path(folder)):
+        return
+    recall = evaluate_detector(executor, rows)
+    run.store.publish(layout.recall_path(folder), recall.model_dump_json(indent=1).encode())
+    run.progress.say(
+        f"detector: recall {recall.recall:.3f} at IoU 0.5 of {recall.num_objects} held-out objects"
+    )
+
+
 def _retrain(run: Run, index: int, parent: RoundOutcome) -> RoundOutcome:
     path = layout.checkpoint_path(f"round-{index:02d}")
     if not run.store.exists(path):
@@ -425,8 +503,7 @@ def sealed_folders(store: Store, config: EngineConfig, before: int) -> tuple[str
 
 
 def _evaluate(run: Run, checkpoint: str) -> Evaluation | None:
-    wanted = run.config.evaluation
-    rows = held_out_rows(run.corpus, run.truth, wanted.sources, wanted.max_images)
+    rows = _held_out(run)
     if not rows:
         return None
     name = checkpoint.rpartition("/")[2]
@@ -434,7 +511,14 @@ def _evaluate(run: Run, checkpoint: str) -> Evaluation | None:
         run.workers(checkpoint) as executor,
         run.progress.of(f"evaluating {name}", len(rows)) as step,
     ):
-        return evaluate(executor, rows, max_masks=wanted.max_masks_per_image, step=step)
+        return evaluate(
+            executor, rows, max_masks=run.config.evaluation.max_masks_per_image, step=step
+        )
+
+
+def _held_out(run: Run) -> list[CorpusRow]:
+    wanted = run.config.evaluation
+    return held_out_rows(run.corpus, run.truth, wanted.sources, wanted.max_images)
 
 
 def _header(plan: RoundPlan, shard: int) -> ShardHeader:

@@ -101,9 +101,9 @@ def _seconds_left(done: Sequence[StoredFile], left: int) -> float | None:
 
 
 def _task_counts(store: Store, config: EngineConfig, index: int) -> TaskCounts | None:
-    if isinstance(store, LocalStore) and config.execution.tasks_url is None:
-        if not store.exists(layout.TASKS):  # looking must not create it
-            return None
+    in_folder = isinstance(store, LocalStore) and config.execution.tasks_url is None
+    if in_folder and not store.exists(layout.TASKS):  # looking must not create it
+        return None
     queue = open_queue(store, config)
     try:
         return queue.counts(index)

@@ -76,7 +76,9 @@ def open_store(uri: str) -> Store:
     try:
         filesystem, root = arrow_fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:
-        raise StorageError(f"cannot open {uri}: {error}; expected a path or a URI such as s3://bucket/run") from error
+        raise StorageError(
+            f"cannot open {uri}: {error}; expected a path or a URI such as s3://bucket/run"
+        ) from error
     if isinstance(filesystem, arrow_fs.LocalFileSystem):
         return LocalStore(Path(root))
     return ObjectStore(filesystem, root, uri=uri)

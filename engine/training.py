@@ -10,11 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
@@ -22,9 +24,13 @@ from engine.dataset import ShardDataset, build_index
 from engine.manifest import load_manifest
 from engine.store import Store
 from model.checkpoint import Lineage, save_checkpoint
-from model.training import Trainer, TrainingBatch
+from model.detector import ObjectDetector, save_detector
+from model.detector_training import DetectorTrainer
+from model.training import Trainer
+from model.transforms import ResizeLongestSide
 
 State = dict[str, Any]
+Batch = TypeVar("Batch")
 PREFETCHED_BATCHES = 4
 
 
@@ -75,6 +81,26 @@ class TrainingJob(ABC):
         context.pin_threads()
         return context
 
+    def dataset(self, context: WorkerContext, keeper: Keeper, *, batch_images: int) -> ShardDataset:
+        config = self.config.retraining
+        return ShardDataset(
+            context=context,
+            index=build_index(context.store, self.folders, config.mix),
+            mix=config.mix,
+            batch_images=batch_images,
+            masks_per_image=config.training.masks_per_image,
+            seed=self.config.seed + self.round,
+            rank=keeper.rank,
+            world_size=keeper.world_size,
+            frozen_encoder=config.training.freeze_image_encoder,
+        )
+
+    def publish(self, context: WorkerContext, save: Callable[[Path], None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            finished = Path(folder) / Path(self.target).name
+            save(finished)
+            context.store.publish_folder(self.target, finished)
+
     @abstractmethod
     def run(self, keeper: Keeper) -> None:
         """Train to the end and publish the result; called once on every rank."""
@@ -87,47 +113,29 @@ class RetrainingJob(TrainingJob):
         config = self.config.retraining
         training = config.training
         context = self.context(keep_embeddings=training.freeze_image_encoder)
-        dataset = ShardDataset(
-            context=context,
-            index=build_index(context.store, self.folders, config.mix),
-            mix=config.mix,
-            batch_images=training.batch_images,
-            masks_per_image=training.masks_per_image,
-            seed=self.config.seed + self.round,
-            rank=keeper.rank,
-            world_size=keeper.world_size,
-            frozen_encoder=training.freeze_image_encoder,
-        )
+        dataset = self.dataset(context, keeper, batch_images=training.batch_images)
         trainer = Trainer(context.checkpoint.sam, training)
         if (state := keeper.latest()) is not None:
             trainer.load_state_dict(state)
         metrics: dict[str, float] = {}
-        for batch in _prefetched(dataset.batch, trainer.steps_done, training.steps):
+        for batch in prefetched(dataset.batch, trainer.steps_done, training.steps):
             metrics = trainer.step(batch)
             if trainer.steps_done % config.save_every_steps == 0:
                 keeper.keep(trainer.state_dict(), metrics)
         if keeper.rank == 0:
-            self._publish(context, trainer, metrics)
+            lineage = self.lineage(context, trainer.steps_done, metrics)
+            self.publish(context, lambda folder: save_checkpoint(trainer.sam, folder, lineage))
 
-    def _publish(
-        self, context: WorkerContext, trainer: Trainer, metrics: dict[str, float]
-    ) -> None:
-        lineage = Lineage(
+    def lineage(self, context: WorkerContext, steps: int, metrics: dict[str, float]) -> Lineage:
+        manifests = [load_manifest(context.store, folder) for folder in self.folders]
+        return Lineage(
             parent=context.checkpoint.label,
             round=self.round,
             stage=self.config.rounds[self.round].stage.value,
-            steps=trainer.steps_done,
-            shards=tuple(
-                shard.sha256
-                for folder in self.folders
-                for shard in load_manifest(context.store, folder).shards
-            ),
+            steps=steps,
+            shards=tuple(shard.sha256 for manifest in manifests for shard in manifest.shards),
             metrics=metrics,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            finished = Path(folder) / Path(self.target).name
-            save_checkpoint(trainer.sam, finished, lineage)
-            context.store.publish_folder(self.target, finished)
 
 
 class LocalKeeper:
@@ -150,18 +158,54 @@ class LocalKeeper:
         self._store.replace(self._path, buffer.getvalue())
 
 
+class DetectorJob(TrainingJob):
+    """The object detector of a semi-automatic round, on the embeddings of its checkpoint."""
+
+    def run(self, keeper: Keeper) -> None:
+        config = self.config.retraining
+        training = config.detector_training
+        context = self.context(keep_embeddings=True)
+        dataset = self.dataset(context, keeper, batch_images=training.batch_images)
+        embed_dim = context.checkpoint.sam.config.embed_dim
+        torch.manual_seed(training.seed)
+        detector = ObjectDetector(config.detector.model_copy(update={"embed_dim": embed_dim}))
+        trainer = DetectorTrainer(detector.to(context.spec.device), training)
+        if (state := keeper.latest()) is not None:
+            trainer.load_state_dict(state)
+        load = partial(_detector_batch, dataset)
+        for embeddings, boxes in prefetched(load, trainer.steps_done, training.steps):
+            metrics = trainer.step(embeddings, boxes)
+            if trainer.steps_done % config.save_every_steps == 0:
+                keeper.keep(trainer.state_dict(), metrics)
+        if keeper.rank == 0:
+            self.publish(context, lambda folder: save_detector(trainer.detector, folder))
+
+
+def _detector_batch(dataset: ShardDataset, step: int) -> tuple[Tensor, list[Tensor]]:
+    """(B, C, h, w) embeddings and for each image the (N, 4) boxes of its masks, input frame."""
+    examples = dataset.examples(step)
+    embeddings = torch.cat([dataset.embedding(example) for example in examples])
+    image_size = dataset.context.checkpoint.sam.config.image_size
+    boxes = []
+    for example in examples:
+        record = example.record
+        transform = ResizeLongestSide((record.height, record.width), image_size)
+        xywh = torch.tensor([mask.bbox for mask in record.masks])
+        xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
+        boxes.append(transform.apply_boxes(xyxy).to(embeddings.device))
+    return embeddings, boxes
+
+
 def load_state(source: Any) -> State:
     """A state from a file or its path; nothing but tensors and plain values is unpickled."""
     state: State = torch.load(source, map_location="cpu", weights_only=True)
     return state
 
 
-def _prefetched(
-    load: Callable[[int], TrainingBatch], start: int, stop: int
-) -> Iterator[TrainingBatch]:
-    """Batches in order, the next ones being read while one is trained on."""
+def prefetched(load: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """Batches of steps [start, stop) in order, the next being read while one is trained on."""
     with ThreadPoolExecutor(PREFETCHED_BATCHES) as pool:
-        waiting: list[Future[TrainingBatch]] = []
+        waiting: list[Future[Batch]] = []
         for step in range(start, stop):
             waiting.append(pool.submit(load, step))
             if len(waiting) > PREFETCHED_BATCHES:

@@ -36,12 +36,13 @@ class Lineage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    parent: str
+    parent: str = ""
     """Label of the checkpoint that training started from; empty when it started from nothing."""
-    round: int
-    """Round whose shards it was trained on."""
-    stage: str
-    steps: int
+    round: int | None = None
+    """Round whose shards it was trained on; None outside a run."""
+    stage: str = ""
+    """Of that round."""
+    steps: int = 0
     """Training steps since the parent."""
     shards: tuple[str, ...] = ()
     """Shards trained on."""

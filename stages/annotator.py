@@ -49,9 +49,7 @@ class SimulatedAnnotatorConfig(Record):
 
 
 class SimulatedAnnotator:
-    def __init__(
-        self, config: SimulatedAnnotatorConfig, *, max_mask_seconds: float
-    ) -> None:
+    def __init__(self, config: SimulatedAnnotatorConfig, *, max_mask_seconds: float) -> None:
         """
         Args:
             max_mask_seconds: a mask that took longer is the last of its image.
@@ -78,7 +76,9 @@ class SimulatedAnnotator:
         masks: list[MaskRecord] = []
         seconds = 0.0
         for truth in self._missing(truths, prefilled):
-            session = self._draw(predictor, truth, begin_with_box=rng.random() < self.config.box_share)
+            session = self._draw(
+                predictor, truth, begin_with_box=rng.random() < self.config.box_share
+            )
             seconds += session.seconds
             if mask_iou(session.mask, truth) >= self.config.min_iou:
                 masks.append(session.record(len(masks), stage, self.config.name, provenance))

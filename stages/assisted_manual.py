@@ -96,7 +96,7 @@ class MaskSession:
     def _ask(
         self, kind: str, coords: Sequence[float], label: int, seconds: float, choose: Choose
     ) -> Answer:
-        """One point is ambiguous, so it gets three outputs; all later prompts get the single one."""
+        """One point is ambiguous and gets three outputs; all later prompts get the single one."""
         previous = self._answer
         answer = self._predictor.predict(
             tuple(self._points),

@@ -45,7 +45,9 @@ class MaskBatch:
         def column(*shape: int) -> NDArray[np.float32]:
             return np.zeros(shape, dtype=np.float32)
 
-        return MaskBatch((), column(0, 4), column(0), column(0), column(0, prompt_size), column(0, 4))
+        return MaskBatch(
+            (), column(0, 4), column(0), column(0), column(0, prompt_size), column(0, 4)
+        )
 
     @staticmethod
     def concat(batches: Sequence["MaskBatch"]) -> "MaskBatch":

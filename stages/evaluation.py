@@ -1,7 +1,7 @@
 """How good a checkpoint is: clicks against true masks (SAM, Appendix D), and the detector's recall.
 
 The first click is at the maximum of the mask's distance transform, each next one at the centre of
-the largest error region. Everything here adds up, so images may be evaluated anywhere, in any order.
+the largest error region. Scores add up, so images may be evaluated anywhere, in any order.
 """
 
 from collections.abc import Sequence
@@ -95,7 +95,9 @@ def _evaluate_mask(predictor: Predictor, truth: Mask) -> ClickScores:
 
 
 def box_recall(
-    proposals_xyxy: NDArray[np.float32], truths_xyxy: NDArray[np.float32], iou_threshold: float = 0.5
+    proposals_xyxy: NDArray[np.float32],
+    truths_xyxy: NDArray[np.float32],
+    iou_threshold: float = 0.5,
 ) -> tuple[int, int]:
     """How many of the true boxes some proposal meets at an IoU, and how many there are."""
     if len(truths_xyxy) == 0 or len(proposals_xyxy) == 0:

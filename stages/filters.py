@@ -26,7 +26,11 @@ class DropReason(StrEnum):
     SMALL_REGION = "small_region"
 
 
-Drops = Counter[str]
+class Drops(Counter[str]):
+    """Refused candidates by reason."""
+
+    def as_dict(self) -> dict[str, int]:
+        return {str(reason): count for reason, count in self.items() if count}
 
 
 class FilterConfig(Record):
@@ -49,7 +53,7 @@ class FilterConfig(Record):
     min_mask_region_area: int = 100
     """Pixels; smaller components are removed and smaller holes filled. 0 leaves masks alone."""
     drop_small_masks: bool = True
-    """Drop a mask whose largest component is below min_mask_region_area; otherwise keep that one."""
+    """Drop a mask all of whose components are below that; otherwise its largest one stays."""
 
 
 def touches_crop_edge(
@@ -84,14 +88,16 @@ def box_nms(
     return np.asarray(kept, dtype=np.intp)
 
 
-def drop_duplicates(batch: MaskBatch, scores: NDArray[np.float32], iou_threshold: float, drops: Drops) -> MaskBatch:
+def drop_duplicates(
+    batch: MaskBatch, scores: NDArray[np.float32], iou_threshold: float, drops: Drops
+) -> MaskBatch:
     kept = box_nms(batch.boxes_xyxy, scores, iou_threshold)
     drops[DropReason.DUPLICATE] += len(batch) - len(kept)
     return batch.select(kept)
 
 
 def clean_small_regions(batch: MaskBatch, config: FilterConfig, drops: Drops) -> MaskBatch:
-    """Remove specks and fill pinholes; then masks that have become duplicates go, changed ones first."""
+    """Remove specks and fill pinholes; of masks that are now duplicates, unchanged ones stay."""
     if config.min_mask_region_area == 0 or len(batch) == 0:
         return batch
     rles, boxes, unchanged, kept = list(batch.rles), batch.boxes_xyxy.copy(), [], []
@@ -134,7 +140,9 @@ def clean_mask(mask: Mask, min_area: int, drop_small: bool) -> tuple[Mask, bool]
     return cleaned, bool((cleaned != mask).any())
 
 
-def drop_whole_image(batch: MaskBatch, size_hw: tuple[int, int], fraction: float | None, drops: Drops) -> MaskBatch:
+def drop_whole_image(
+    batch: MaskBatch, size_hw: tuple[int, int], fraction: float | None, drops: Drops
+) -> MaskBatch:
     if fraction is None or len(batch) == 0:
         return batch
     limit = fraction * size_hw[0] * size_hw[1]

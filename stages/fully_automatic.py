@@ -48,7 +48,7 @@ class FullyAutomaticConfig(Record):
 
     @staticmethod
     def preset(name: Literal["paper", "official"]) -> "FullyAutomaticConfig":
-        """`paper`: Appendix B. `official`: the defaults of the released code: one window, no clean-up."""
+        """`paper`: Appendix B. `official`: the released code's defaults: one window, no clean-up."""
         if name == "paper":
             return FullyAutomaticConfig()
         filters = FilterConfig(max_mask_area_fraction=None, min_mask_region_area=0)
@@ -73,13 +73,11 @@ class FullyAutomatic:
             smallest_first = (1 / np.maximum(widths * heights, 1)).astype(np.float32)
             found = drop_duplicates(found, smallest_first, config.filters.crop_nms_thresh, drops)
         found = clean_small_regions(found, config.filters, drops)
-        found = drop_whole_image(
-            found, image.size_hw, config.filters.max_mask_area_fraction, drops
-        )
+        found = drop_whole_image(found, image.size_hw, config.filters.max_mask_area_fraction, drops)
         masks = automatic_records(
             found, StageName.FULLY_AUTOMATIC, Source.AUTOMATIC, self._provenance
         )
-        return StageOutput(masks=masks, drops=dict(drops))
+        return StageOutput(masks=masks, drops=drops.as_dict())
 
     def _masks_of_crop(self, image: Image, crop: Crop, drops: Drops) -> MaskBatch:
         config = self._config
@@ -92,7 +90,9 @@ class FullyAutomatic:
         )
         points = point_grid(max(side, 1), crop.size_hw)
         batches = [
-            confident_masks(predictor, crop, image.size_hw, points[start:stop], config.filters, drops)
+            confident_masks(
+                predictor, crop, image.size_hw, points[start:stop], config.filters, drops
+            )
             for start, stop in _slices(len(points), config.points_per_batch)
         ]
         found = MaskBatch.concat(batches)
@@ -111,7 +111,7 @@ def confident_masks(
 
     Args:
         size_hw: of the whole image.
-        prompts: (P, 2) points, three outputs each; or (P, 4) boxes_xyxy, one output each; crop frame.
+        prompts: crop frame; (P, 2) points, three outputs each, or (P, 4) boxes_xyxy, one each.
     """
     low_res, predicted_iou = _decode(predictor, prompts)
     confident = predicted_iou > filters.pred_iou_thresh
@@ -131,7 +131,7 @@ def confident_masks(
             drops[DropReason.LOW_STABILITY] += 1
             continue
         offset = (window.offset_xy[0] + x0, window.offset_xy[1] + y0)
-        box = np.asarray(mask_box(mask)) + (*offset, *offset)
+        box = np.add(mask_box(mask), (*offset, *offset))
         if touches_crop_edge(box[None], crop.box_xyxy, size_hw, filters.crop_edge_tolerance).any():
             drops[DropReason.CROP_EDGE] += 1
             continue

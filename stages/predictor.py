@@ -54,7 +54,12 @@ class Predictor:
     """An image embedded once, prompted many times."""
 
     def __init__(
-        self, sam: Sam, size_hw: tuple[int, int], embedding: Tensor, *, stability_offset: float = 1.0
+        self,
+        sam: Sam,
+        size_hw: tuple[int, int],
+        embedding: Tensor,
+        *,
+        stability_offset: float = 1.0,
     ) -> None:
         """
         Args:
@@ -88,7 +93,11 @@ class Predictor:
         """
         transform, device = self.transform, self.embedding.device
         coords = torch.tensor([points], dtype=torch.float32, device=device)
-        box = None if box_xyxy is None else torch.tensor([box_xyxy], dtype=torch.float32, device=device)
+        box = (
+            None
+            if box_xyxy is None
+            else torch.tensor([box_xyxy], dtype=torch.float32, device=device)
+        )
         prompts = Prompts(
             point_coords=transform.apply_coords(coords) if points else None,
             point_labels=torch.tensor([labels], device=device) if points else None,

@@ -37,11 +37,15 @@ def encode_window(window: Mask, *, offset_xy: tuple[int, int], size_hw: tuple[in
     edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0))
     flat = (edges // (h + 1) + x0) * height + edges % (h + 1) + y0
     starts, ends = flat[0::2], flat[1::2]
-    apart = starts[1:] != ends[:-1]  # equal only where columns touch: the window is as high as the frame
+    # Equal only where columns touch: the window is as high as the frame, and the run goes on.
+    apart = starts[1:] != ends[:-1]
     starts = starts[np.concatenate(([True], apart))] if len(starts) else starts
     ends = ends[np.concatenate((apart, [True]))] if len(ends) else ends
     bounds = np.concatenate(([0], np.stack((starts, ends), axis=1).ravel(), [height * width]))
-    return rle_from_uncompressed(np.diff(bounds).tolist(), height, width)
+    counts = np.diff(bounds).tolist()
+    if len(counts) > 1 and counts[-1] == 0:  # the frame's last pixel is mask
+        counts.pop()
+    return rle_from_uncompressed(counts, height, width)
 
 
 def decode_rle(rle: Rle) -> Mask:
@@ -97,8 +101,12 @@ def rle_from_polygons(polygons: Sequence[Sequence[float]], height: int, width: i
 
 def rle_from_uncompressed(counts: Sequence[int], height: int, width: int) -> Rle:
     if sum(counts) != height * width or any(count < 0 for count in counts):
-        raise ValueError(f"RLE counts sum to {sum(counts)}, expected {height} x {width} = {height * width}")
-    return _from_coco(coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width))
+        raise ValueError(
+            f"RLE counts sum to {sum(counts)}, expected {height} x {width} = {height * width}"
+        )
+    return _from_coco(
+        coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+    )
 
 
 def _to_coco(rle: Rle) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class SemiAutomatic:
         masks = automatic_records(
             found, StageName.SEMI_AUTOMATIC, Source.PREFILLED, self._provenance
         )
-        return StageOutput(masks=masks, drops=dict(drops))
+        return StageOutput(masks=masks, drops=drops.as_dict())
 
     def _boxes(self, predictor: Predictor, drops: Drops) -> NDArray[np.float32]:
         """(N, 4) proposals, image frame, best first."""
@@ -92,8 +92,7 @@ def detect(
     with torch.inference_mode():
         found = detector.predict(predictor.embedding)[0]
     height, width = predictor.size_hw
-    scale = predictor.transform.scale
-    boxes = (found.boxes.float().cpu() / scale).numpy()
+    boxes = predictor.transform.invert_boxes(found.boxes).cpu().numpy()
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
     proper = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

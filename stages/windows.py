@@ -59,12 +59,14 @@ class WindowedUpscale:
         if rows is None or columns is None:
             return None
         (y0, y1, r0, r1), (x0, x1, c0, c1) = rows, columns
-        logits = self._rows[y0:y1, r0:r1] @ low_res_mask[r0:r1, c0:c1] @ self._columns[x0:x1, c0:c1].T
+        logits = (
+            self._rows[y0:y1, r0:r1] @ low_res_mask[r0:r1, c0:c1] @ self._columns[x0:x1, c0:c1].T
+        )
         return Window(logits=logits, offset_xy=(x0, y0))
 
     @staticmethod
     def _reach(matrix: Tensor, above: Tensor) -> tuple[int, int, int, int] | None:
-        """Pixels [a, b) that a cell above the level contributes to, and the cells [c, d) they read."""
+        """Pixels [a, b) that cells above the level contribute to, and the cells [c, d) they read."""
         cells = torch.nonzero(above).flatten()
         if len(cells) == 0:
             return None
@@ -77,13 +79,13 @@ class WindowedUpscale:
 
 
 def _axis_matrix(low_res: int, padded: int, size_input: int, size_orig: int) -> Tensor:
-    """(size_orig, low_res): both bilinear steps along one axis, the padding cut off between them."""
+    """(size_orig, low_res): both bilinear steps along one axis, padding cut off between them."""
     return _bilinear(size_input, size_orig) @ _bilinear(low_res, padded)[:size_input]
 
 
 def _bilinear(size_in: int, size_out: int) -> Tensor:
     """(size_out, size_in) weights of bilinear interpolation with half-pixel centres."""
     unit = torch.eye(size_in)[None]
-    return torch.nn.functional.interpolate(
-        unit, size=size_out, mode="linear", align_corners=False
-    )[0].T.contiguous()
+    return torch.nn.functional.interpolate(unit, size=size_out, mode="linear", align_corners=False)[
+        0
+    ].T.contiguous()

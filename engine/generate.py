@@ -1,0 +1,92 @@
+"""Automatic masks of single images, without a run: SA-1B's JSON and a picture for each."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import ValidationError
+
+from engine.config import describe, merged
+from engine.context import load_run_checkpoint
+from engine.errors import ConfigError, StorageError, UnreadableImageError
+from engine.export import sa1b_annotations
+from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
+from engine.pictures import overlay, png_bytes
+from engine.store import open_store, read_uri
+from stages.base import Provenance
+from stages.filters import FilterConfig
+from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig
+from stages.predictor import Image
+
+
+def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConfig:
+    """A preset with fields replaced.
+
+    Args:
+        settings: `name=value`; the names of filters may stand without `filters.`.
+    """
+    if preset not in ("paper", "official"):
+        raise ConfigError(f"no preset {preset!r}; expected paper or official")
+    fields: dict[str, Any] = FullyAutomaticConfig.preset(preset).model_dump(mode="json")
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}: expected name=value, such as points_per_side=16")
+        name = name.removeprefix("filters.")
+        change = {name: yaml.safe_load(value)}
+        fields = merged(
+            fields, {"filters": change} if name in FilterConfig.model_fields else change
+        )
+    try:
+        return FullyAutomaticConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(f"--set: {describe(error)}") from error
+
+
+def generate_masks(
+    images: Sequence[str],
+    checkpoint: str,
+    config: FullyAutomaticConfig,
+    folder: Path,
+    *,
+    device: str = "cpu",
+) -> Iterator[str]:
+    """Write NAME.json and NAME.png for each image; yields a line of what happened to it."""
+    store = open_store(str(folder))
+    loaded = load_run_checkpoint(store, checkpoint, device)
+    stage = FullyAutomatic(loaded.sam, config, Provenance(round=0, checkpoint=loaded.label))
+    for number, uri in enumerate(images):
+        try:
+            pixels = resize_to_work_size(read_pixels(_read(uri), ImageLimits()), WorkSize())
+        except UnreadableImageError as error:
+            yield f"{uri}: {error.status}: {error}"
+            continue
+        output = stage.run(Image(number, pixels), np.random.default_rng(number))
+        height, width = pixels.shape[:2]
+        name = Path(uri).stem
+        content = {
+            "image": {
+                "image_id": number,
+                "width": width,
+                "height": height,
+                "file_name": Path(uri).name,
+            },
+            "annotations": sa1b_annotations(output.masks),
+        }
+        store.replace(f"{name}.json", json.dumps(content).encode())
+        picture = overlay(pixels, [mask.segmentation for mask in output.masks])
+        store.replace(f"{name}.png", png_bytes(picture))
+        drops = ", ".join(f"{reason} {count}" for reason, count in sorted(output.drops.items()))
+        yield f"{uri}: {len(output.masks)} masks; dropped: {drops}"
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return read_uri(uri)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no image at {uri}; give paths of image files") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {uri}: {error.strerror or error}") from error

@@ -1,0 +1,139 @@
+"""Small real things that stand in for large ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from model.checkpoint import Lineage, save_checkpoint
+from model.mask_decoder import MaskPrediction
+from model.prompt_encoder import Prompts
+from model.sam import Sam, SamConfig
+from model.tiny_vit import TinyViTConfig
+from stages.predictor import Answer
+from stages.prompts import mask_iou
+from stages.rle import Mask
+
+
+class ManualClock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def tiny_sam(seed: int = 0, image_size: int = 128) -> Sam:
+    """A Sam of random weights that answers in milliseconds."""
+    torch.manual_seed(seed)
+    encoder = TinyViTConfig(embed_dims=(8, 16, 16, 32), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+    config = SamConfig(image_encoder=encoder, image_size=image_size, embed_dim=32)
+    return Sam(config).eval()
+
+
+def save_tiny_sam(folder: str, seed: int = 0) -> str:
+    save_checkpoint(tiny_sam(seed), Path(folder), Lineage())
+    return folder
+
+
+def rectangle(size_hw: tuple[int, int], y0: int, x0: int, y1: int, x1: int) -> Mask:
+    """A mask of rows y0 to y1 and columns x0 to x1, ends exclusive."""
+    mask = np.zeros(size_hw, dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+class TruthfulPredictor:
+    """Answers with the object under the first click, or within the box, its outline grown.
+
+    A click mends the answer within `reach` pixels around it; 0 makes it deaf to corrections.
+    Of three outputs the first is right, and the last is the most confident.
+    """
+
+    def __init__(self, truths: Sequence[Mask], *, grown: int = 0, reach: float = 0.0) -> None:
+        self.size_hw: tuple[int, int] = (truths[0].shape[0], truths[0].shape[1])
+        self._truths, self._grown, self._reach = truths, grown, reach
+
+    def predict(
+        self,
+        points: tuple[tuple[float, float], ...] = (),
+        labels: tuple[int, ...] = (),
+        *,
+        box_xyxy: tuple[float, float, float, float] | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool,
+    ) -> Answer:
+        truth = self._meant(points, box_xyxy)
+        answer = ndimage.binary_dilation(truth, iterations=self._grown) if self._grown else truth
+        rows, columns = np.indices(self.size_hw)
+        for x, y in points if self._reach else ():
+            near = np.hypot(columns - x, rows - y) <= self._reach
+            answer = np.where(near, truth, answer)
+        masks = (answer, *(ndimage.binary_erosion(truth, iterations=n) for n in (1, 2)))
+        count = 3 if multimask_output else 1
+        return Answer(
+            masks=masks[:count],
+            predicted_iou=(0.7, 0.8, 0.9)[:count],
+            stability_score=(0.97, 0.98, 0.99)[:count],
+            low_res_masks=torch.zeros(count, 8, 8),
+        )
+
+    def _meant(
+        self,
+        points: tuple[tuple[float, float], ...],
+        box_xyxy: tuple[float, float, float, float] | None,
+    ) -> Mask:
+        if box_xyxy is not None:
+            x0, y0, x1, y1 = (int(value) for value in box_xyxy)
+            boxed = rectangle(self.size_hw, y0, x0, y1 + 1, x1 + 1)
+            return max(self._truths, key=lambda truth: mask_iou(truth & boxed, boxed))
+        x, y = points[0]
+        under = (truth for truth in self._truths if truth[int(y), int(x)])
+        return next(under, np.zeros(self.size_hw, dtype=bool))
+
+
+class ColourSam(nn.Module):
+    """Takes what has the colour under the prompt for an object: right on flatly coloured scenes.
+
+    Its embedding is the image at a quarter of the input. Of three outputs the first is sure of
+    itself, the others are not.
+    """
+
+    def __init__(self, image_size: int = 128, sharpness: float = 100.0) -> None:
+        super().__init__()
+        self.config = SamConfig(image_encoder=TinyViTConfig(), image_size=image_size)
+        self.sharpness = nn.Parameter(torch.tensor(sharpness))
+
+    @property
+    def device(self) -> torch.device:
+        return self.sharpness.device
+
+    def encode(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images, 4)
+
+    def decode(
+        self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool
+    ) -> MaskPrediction:
+        if prompts.boxes is None:
+            assert prompts.point_coords is not None
+            centres = prompts.point_coords[:, 0]
+        else:
+            centres = prompts.boxes.unflatten(1, (2, 2)).mean(dim=1)
+        side = self.config.low_res_size
+        cells = (centres / 4).long().clamp(0, side - 1)
+        colours = image_embeddings[0, :, cells[:, 1], cells[:, 0]].T
+        distance = (image_embeddings - colours[:, :, None, None]).abs().sum(dim=1, keepdim=True)
+        count = 3 if multimask_output else 1
+        confidence = torch.tensor([0.95, 0.5, 0.3][:count]).expand(len(cells), count)
+        return MaskPrediction(
+            low_res_masks=(self.sharpness * (0.2 - distance)).expand(-1, count, -1, -1),
+            predicted_iou=confidence,
+        )
