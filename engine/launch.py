@@ -91,7 +91,7 @@ def submit(
                 client.submit_job(
                     entrypoint=shlex.join(command),
                     submission_id=job_id,
-                    runtime_env={"working_dir": folder},
+                    runtime_env={"working_dir": folder, "env_vars": _terminal()},
                 )
             except RuntimeError as error:
                 if "already exists" in str(error):  # another launch was quicker than this one
@@ -198,6 +198,11 @@ def stage_code(folder: Path, config: str) -> str:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(project / name, folder / name, ignore=ignore)
     return config if packaged else Path(shutil.copy(config, folder)).name
+
+
+def _terminal() -> dict[str, str]:
+    """A job has no terminal: let its tables be as wide as the one they will be read in."""
+    return {"COLUMNS": str(shutil.get_terminal_size((120, 24)).columns)}
 
 
 # Following
