@@ -24,7 +24,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+PLAIN_WIDTH = 140
+"""Columns of a table where there is no terminal to ask."""
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+out, err = _console(stderr=False), _console(stderr=True)
 
 OutUri = Annotated[
     str, typer.Option("--out", help="Folder of the run: a path or a pyarrow.fs URI.")

@@ -9,7 +9,8 @@ from rich.table import Table
 from engine import layout
 from engine.config import EngineConfig, frozen_config
 from engine.manifest import load_plan
-from engine.rounds import load_outcome, open_queue
+from engine.rounds import load_outcome
+from engine.run import open_queue
 from engine.shards import read_footer
 from engine.stats import Stats
 from engine.store import LocalStore, Store, StoredFile

@@ -1,0 +1,155 @@
+"""A run under way: its folder, its images, its machines, and what every step asks of them."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from engine import layout
+from engine.config import EngineConfig
+from engine.context import WorkerContext, WorkerSpec
+from engine.corpus import Corpus, CorpusRow, build_corpus
+from engine.errors import ConfigError, EngineError
+from engine.evaluation import evaluate, held_out_rows
+from engine.executor import Executor, Failed, run_all
+from engine.ground_truth import GroundTruth, build_ground_truth
+from engine.machines import Machines
+from engine.progress import Progress
+from engine.store import LocalStore, Store
+from engine.tasks import TaskQueue, sqlite_url
+from stages.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the steps of a run share."""
+
+    store: Store
+    config: EngineConfig
+    corpus: Corpus
+    truth: GroundTruth
+    progress: Progress
+    machines: Machines
+
+    @contextmanager
+    def workers(self, checkpoint: str, detector: str = "") -> Iterator[Executor]:
+        execution = self.config.execution
+        executor = self.machines.executor(
+            WorkerSpec(
+                store_uri=self.store.uri,
+                checkpoint=checkpoint,
+                detector=detector,
+                limits=self.config.corpus.limits,
+                work_size=self.config.work_size,
+                keep_embeddings=self.config.retraining.training.freeze_image_encoder,
+                device=execution.device,
+                threads=execution.threads_per_worker,
+            )
+        )
+        try:
+            yield executor
+        finally:
+            executor.close()
+
+
+def open_run(
+    store: Store,
+    config: EngineConfig,
+    progress: Progress,
+    machines: Machines,
+) -> Run:
+    progress.say(f"run {config.name}: {store.uri}")
+    corpus = build_corpus(
+        store, config.sources, config.corpus, run=partial(_run_parts, store, machines, progress)
+    )
+    truth = build_ground_truth(store, config.sources, corpus)
+    progress.say(
+        f"corpus: {len(corpus)} images, {len(corpus.select(split='held_out'))} held out, "
+        f"{len(corpus) - len(corpus.select())} unusable, {len(truth.image_ids)} with ground truth"
+    )
+    return Run(store, config, corpus, truth, progress, machines)
+
+
+def held_out(run: Run) -> list[CorpusRow]:
+    wanted = run.config.evaluation
+    return held_out_rows(run.corpus, run.truth, wanted.sources, wanted.max_images)
+
+
+def evaluate_checkpoint(run: Run, checkpoint: str) -> Evaluation | None:
+    rows = held_out(run)
+    if not rows:
+        return None
+    name = checkpoint.rpartition("/")[2]
+    with (
+        run.workers(checkpoint) as executor,
+        run.progress.of(f"evaluating {name}", len(rows)) as step,
+    ):
+        return evaluate(
+            executor, rows, max_masks=run.config.evaluation.max_masks_per_image, step=step
+        )
+
+
+@contextmanager
+def tasks_of(run: Run) -> Iterator[TaskQueue]:
+    queue = open_queue(run.store, run.config)
+    try:
+        yield queue
+    finally:
+        queue.close()
+
+
+def open_queue(store: Store, config: EngineConfig) -> TaskQueue:
+    execution = config.execution
+    if execution.tasks_url is not None:
+        url = execution.tasks_url
+    elif isinstance(store, LocalStore):
+        url = sqlite_url(store.root / layout.TASKS)
+    else:
+        raise ConfigError(
+            f"a run in {store.uri} needs execution.tasks_url for its annotation queue: SQLite "
+            "lives on a disk; give a PostgreSQL URL, or sqlite:////path on the head's disk"
+        )
+    return TaskQueue(
+        url,
+        clock=time.time,
+        lease_seconds=execution.lease_seconds,
+        max_attempts=execution.max_attempts,
+    )
+
+
+@dataclass(frozen=True)
+class ScanUnit:
+    """One part of the corpus."""
+
+    scan: Callable[[int], int]
+    part: int
+
+    def run(self, context: WorkerContext) -> int:
+        return self.scan(self.part)
+
+
+def _run_parts(
+    store: Store,
+    machines: Machines,
+    progress: Progress,
+    scan: Callable[[int], int],
+    parts: Iterable[int],
+) -> Iterator[int]:
+    """Scan parts of the corpus on all workers; a single one is not worth starting them."""
+    waiting = [ScanUnit(scan, part) for part in parts]
+    if len(waiting) <= 1:
+        yield from (unit.scan(unit.part) for unit in waiting)
+        return
+    executor = machines.executor(WorkerSpec(store.uri, checkpoint=""))
+    try:
+        with progress.of("scanning images", len(waiting)) as step:
+            for outcome in run_all(executor, waiting):
+                if isinstance(outcome, Failed):
+                    raise EngineError(
+                        f"part {outcome.unit.part} of the corpus cannot be scanned: {outcome.error}"
+                    )
+                step()
+                yield outcome.result
+    finally:
+        executor.close()

@@ -1,0 +1,173 @@
+"""The work of a round's stage: from its plan to its published shards.
+
+The automatic stage is shards made by workers. The other two are tasks answered by annotators, in
+stage two after workers have made shards of proposals; their answers are assembled into shards here.
+"""
+
+from engine import layout
+from engine.annotation import AnnotationUnit, answer_tasks, assemble_shard
+from engine.config import EngineConfig
+from engine.evaluation import evaluate_detector
+from engine.executor import Executor
+from engine.manifest import RoundPlan, published_shards
+from engine.production import Patience, make_shards
+from engine.run import Run, held_out, tasks_of
+from engine.shards import ShardHeader
+from engine.store import Store
+from engine.tasks import Lease, TaskQueue
+from engine.training import DetectorJob
+from engine.worker import ShardUnit
+from stages.fully_automatic import FullyAutomaticConfig
+from stages.records import StageName
+from stages.semi_automatic import SemiAutomaticConfig
+
+ANNOTATOR = "simulated"
+"""Owner of the leases of the simulated annotator."""
+
+
+def annotate_automatically(run: Run, plan: RoundPlan, folder: str, checkpoint: str) -> None:
+    with run.workers(checkpoint) as executor:
+        _make_shards(run, executor, plan, layout.shards_folder(folder), run.config.fully_automatic)
+
+
+def annotate_with_tasks(run: Run, plan: RoundPlan, folder: str, checkpoint: str) -> None:
+    proposals = None
+    if plan.header.stage is StageName.SEMI_AUTOMATIC:
+        proposals = layout.proposals_folder(folder)
+        detector = _train_detector(run, plan.header.round, checkpoint)
+        with run.workers(checkpoint, detector) as executor:
+            _evaluate_detector(run, executor, folder)
+            _make_shards(run, executor, plan, proposals, run.config.semi_automatic)
+    with tasks_of(run) as queue:
+        queue.add(plan.header.round, plan.image_ids.tolist())
+        _answer(run, queue, plan, proposals, checkpoint)
+        _assemble(run, queue, plan, folder, proposals)
+
+
+def _make_shards(
+    run: Run,
+    executor: Executor,
+    plan: RoundPlan,
+    shards: str,
+    stage_config: FullyAutomaticConfig | SemiAutomaticConfig,
+) -> None:
+    existing = published_shards(run.store, shards)
+    execution = run.config.execution
+    units = (
+        ShardUnit(
+            header=_header(plan, shard),
+            images=tuple(run.corpus.rows(plan.shard(shard).tolist())),
+            shards=shards,
+            stage_config=stage_config,
+            seed=run.config.seed,
+        )
+        for shard in range(plan.num_shards)
+        if shard not in existing
+    )
+    patience = Patience.of(
+        len(plan.image_ids),
+        max_attempts=execution.max_attempts,
+        share=execution.max_given_up,
+    )
+    what = f"{shards.rpartition('/')[2]} of round {plan.header.round}"
+    with run.progress.of(what, plan.num_shards, len(existing)) as step:
+        make_shards(executor, run.store, units, patience, lambda shard: step())
+
+
+def _answer(
+    run: Run, queue: TaskQueue, plan: RoundPlan, proposals: str | None, checkpoint: str
+) -> None:
+    config, index = run.config, plan.header.round
+    counts = queue.counts(index)
+    if counts.left == 0:
+        return
+    limit = (
+        config.assisted_manual.max_mask_seconds
+        if proposals is None
+        else config.semi_automatic.max_mask_seconds
+    )
+    places = {int(image_id): place for place, image_id in enumerate(plan.image_ids)}
+
+    def unit_of(lease: Lease) -> AnnotationUnit:
+        shard, row = divmod(places[lease.image_id], plan.images_per_shard)
+        return AnnotationUnit(
+            row=run.corpus.row(lease.image_id),
+            lease=lease,
+            header=_header(plan, shard),
+            annotator=config.simulated_annotator,
+            max_mask_seconds=limit,
+            seed=config.seed,
+            prefilled=None if proposals is None else (layout.shard_path(proposals, shard), row),
+        )
+
+    total = len(plan.image_ids)
+    with (
+        run.workers(checkpoint) as executor,
+        run.progress.of(f"tasks of round {index}", total, total - counts.left) as step,
+    ):
+        answer_tasks(
+            executor,
+            queue,
+            index,
+            owner=ANNOTATOR,
+            unit_of=unit_of,
+            lease_seconds=config.execution.lease_seconds,
+            on_task=step,
+        )
+
+
+def _assemble(
+    run: Run, queue: TaskQueue, plan: RoundPlan, folder: str, proposals: str | None
+) -> None:
+    shards = layout.shards_folder(folder)
+    for shard in sorted(set(range(plan.num_shards)) - published_shards(run.store, shards)):
+        image_ids = plan.shard(shard).tolist()
+        assemble_shard(
+            run.store,
+            _header(plan, shard),
+            run.corpus.rows(image_ids),
+            queue.results(plan.header.round, image_ids),
+            shards=shards,
+            proposals=proposals,
+            work_size=run.config.work_size,
+        )
+
+
+def _train_detector(run: Run, index: int, checkpoint: str) -> str:
+    """The detector of a semi-automatic round, trained on all masks so far."""
+    path = layout.detector_path(f"round-{index:02d}")
+    if not run.store.exists(path):
+        run.progress.say(f"round {index}: training the detector")
+        folders = sealed_folders(run.store, run.config, index)
+        run.machines.train(
+            run.store,
+            DetectorJob(run.store.uri, run.config, index, checkpoint, folders, path),
+        )
+    return path
+
+
+def _evaluate_detector(run: Run, executor: Executor, folder: str) -> None:
+    rows = held_out(run)
+    if not rows or run.store.exists(layout.recall_path(folder)):
+        return
+    recall = evaluate_detector(executor, rows)
+    run.store.publish(layout.recall_path(folder), recall.model_dump_json(indent=1).encode())
+    run.progress.say(
+        f"detector: recall {recall.recall:.3f} at IoU 0.5 of {recall.num_objects} held-out objects"
+    )
+
+
+def sealed_folders(store: Store, config: EngineConfig, before: int) -> tuple[str, ...]:
+    """Folders of the sealed rounds with an index below `before`."""
+    folders = (config.round_folder(index) for index in range(before))
+    return tuple(folder for folder in folders if store.exists(layout.manifest_path(folder)))
+
+
+def _header(plan: RoundPlan, shard: int) -> ShardHeader:
+    return ShardHeader(
+        stage=plan.header.stage,
+        round=plan.header.round,
+        shard=shard,
+        checkpoint=plan.header.checkpoint,
+        config_sha256=plan.header.config_sha256,
+    )
