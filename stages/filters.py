@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from stages.batch import MaskBatch
 from stages.crops import BoxXyxy
+from stages.prompts import largest_component
 from stages.records import Record
 from stages.rle import Mask, decode_rle, encode_rle, rle_area
 
@@ -133,10 +134,7 @@ def clean_mask(mask: Mask, min_area: int, drop_small: bool) -> tuple[Mask, bool]
     specks = _small_components(filled, min_area)
     cleaned = filled & ~specks
     if not cleaned.any() and not drop_small:
-        labels, _ = ndimage.label(filled, structure=np.ones((3, 3)))
-        sizes = np.bincount(labels.ravel())
-        sizes[0] = 0
-        cleaned = labels == sizes.argmax()
+        cleaned = largest_component(filled)
     return cleaned, bool((cleaned != mask).any())
 
 
