@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,7 @@ def write_scenes(
             encoded = io.BytesIO()
             Image.fromarray(scene.pixels).save(encoded, "JPEG", quality=95)
             _write_whole(images_dir / name, encoded.getvalue())
-        images.append(
-            {"id": index, "file_name": name, "height": size_hw[0], "width": size_hw[1]}
-        )
+        images.append({"id": index, "file_name": name, "height": size_hw[0], "width": size_hw[1]})
         first_id = len(annotations)
         for mask, parent in zip(scene.masks, scene.parents, strict=True):
             rle = encode_rle(mask)
@@ -177,7 +176,9 @@ def _collect(canvas: _Canvas, pixels: NDArray[np.uint8], min_area: float) -> Sce
 def _ellipse(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> Ring:
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     x, y = rx * np.cos(t), ry * np.sin(t)
-    return np.stack([cx + x * np.cos(turn) - y * np.sin(turn), cy + x * np.sin(turn) + y * np.cos(turn)], 1)
+    return np.stack(
+        [cx + x * np.cos(turn) - y * np.sin(turn), cy + x * np.sin(turn) + y * np.cos(turn)], 1
+    )
 
 
 def _capsule(x0: float, y0: float, x1: float, y1: float, r0: float, r1: float) -> Ring:
@@ -211,7 +212,7 @@ def _blob(rng: Rng) -> Shape:
     parts = []
     for _ in range(int(rng.integers(0, 4))):
         cx, cy = rng.uniform(-0.6, 0.6, 2)
-        ring = _blob_ring(rng, 0.5, rng.uniform(0.1, 0.4)) + (cx, cy)
+        ring = _blob_ring(rng, 0.5, rng.uniform(0.1, 0.4)) + np.array([cx, cy])
         parts.append(Shape((ring,), roundness=rng.uniform(0, 0.5)))
     return Shape((_blob_ring(rng, rng.choice([0.1, 0.4, 0.9])),), parts=tuple(parts))
 
@@ -283,7 +284,7 @@ def _box(rng: Rng) -> Shape:
 
 
 def _ring_thing(rng: Rng) -> Shape:
-    """A wheel, a plate or a frame: something with a hole, or with another disc where it would be."""
+    """A wheel, a plate or a frame: with a hole, or with another disc where it would be."""
     squeeze, inner = rng.uniform(0.35, 1.0), rng.uniform(0.35, 0.85)
     outer, hole = _ellipse(0, 0, 1, squeeze), _ellipse(0, 0, inner, inner * squeeze)
     if rng.random() < 0.5:
@@ -322,7 +323,7 @@ def _banded(rng: Rng) -> Shape:
     """A cloth or a ball with bands: every band is a part."""
     outline = _blob_ring(rng, rng.choice([0.05, 0.3]))
     cuts = np.sort(rng.uniform(-0.9, 0.9, int(rng.integers(2, 5))))
-    bands = [Shape((_quad(-2, a, 2, b),)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    bands = [Shape((_quad(-2, a, 2, b),)) for a, b in pairwise(cuts)]
     return Shape((outline,), parts=tuple(bands))
 
 
@@ -345,7 +346,7 @@ def _draw_palette(rng: Rng) -> Field:
     value = rng.uniform(0.1, 0.97, n)
     sextant = (hue[:, None] * 6 + np.array([5, 3, 1])) % 6
     chroma = np.clip(np.minimum(sextant, 4 - sextant), 0, 1)
-    return (value[:, None] * (1 - saturation[:, None] * chroma)).astype(np.float32)
+    return np.asarray(value[:, None] * (1 - saturation[:, None] * chroma), dtype=np.float32)
 
 
 def _paint_stuff(canvas: _Canvas, palette: Field, rng: Rng) -> None:
@@ -363,7 +364,7 @@ def _paint_stuff(canvas: _Canvas, palette: Field, rng: Rng) -> None:
     if rng.random() < 0.5:  # out of focus
         image = Image.fromarray((canvas.pixels * 255).astype(np.uint8))
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(1, 3) * H / 480))
-        canvas.pixels = np.asarray(image, dtype=np.float32) / 255
+        canvas.pixels = np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
 def _rough_line(width: int, rng: Rng) -> NDArray[np.float64]:
@@ -418,7 +419,7 @@ def _paint_shape(
     if not inside.any():
         return
     node = canvas.add_node(parent)
-    ys, xs = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+    ys, xs = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     tight = (
         slice(max(0, ys[0] - 2), ys[-1] + 3),
         slice(max(0, xs[0] - 2), xs[-1] + 3),
@@ -447,7 +448,7 @@ def _fill(rings: list[Ring], holes: list[Ring], size_hw: tuple[int, ...]) -> Fie
         draw.polygon([(2 * x, 2 * y) for x, y in ring.tolist()], fill=255)
     for ring in holes:
         draw.polygon([(2 * x, 2 * y) for x, y in ring.tolist()], fill=0)
-    return np.asarray(image.reduce(2), dtype=np.float32) / 255
+    return np.asarray(image.reduce(2), dtype=np.float32) / np.float32(255)
 
 
 def _shadow(alpha: Field, size: float, light: NDArray[np.float64], rng: Rng) -> Field:
@@ -469,7 +470,7 @@ def _shading(alpha: Field, light: NDArray[np.float64], roundness: float) -> Fiel
     slope_y, slope_x = np.gradient(height)
     facing = -(slope_x * light[0] + slope_y * light[1])
     strength = roundness * 0.45 / max(1e-6, float(np.abs(facing).max()))
-    return (1 + strength * facing).astype(np.float32)
+    return np.asarray(1 + strength * facing, dtype=np.float32)
 
 
 def _blur(values: Field, radius: float) -> Field:
@@ -479,7 +480,8 @@ def _blur(values: Field, radius: float) -> Field:
     image = Image.fromarray((values * 255).astype(np.uint8))
     small = image.resize((max(2, w // factor), max(2, h // factor)), Image.Resampling.BOX)
     small = small.filter(ImageFilter.GaussianBlur(float(radius / factor)))
-    return np.asarray(small.resize((w, h), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    large = small.resize((w, h), Image.Resampling.BICUBIC)
+    return np.asarray(large, dtype=np.float32) / np.float32(255)
 
 
 def _noise(size_hw: tuple[int, ...], cells: float, rng: Rng) -> Field:
@@ -497,8 +499,8 @@ def _texture(size_hw: tuple[int, ...], palette: Field, rng: Rng, *, calm: bool) 
     if h * w > 40_000:  # large textures are made small, all but their grain
         coarse = _texture((h // 2, w // 2), palette, rng, calm=calm)
         image = Image.fromarray((coarse * 255).astype(np.uint8)).resize((w, h))
-        grain = rng.standard_normal((h, w, 1), dtype=np.float32) * np.float32(0.02)
-        return np.clip(np.asarray(image, dtype=np.float32) / 255 + grain, 0, 1)
+        fine = rng.standard_normal((h, w, 1), dtype=np.float32) * np.float32(0.02)
+        return np.clip(np.asarray(image, dtype=np.float32) / np.float32(255) + fine, 0, 1)
     first, second = palette[rng.choice(len(palette), 2, replace=False)]
     if calm:
         second = np.clip(first * rng.uniform(0.6, 1.3) + rng.normal(0, 0.04, 3), 0, 1)
@@ -513,7 +515,7 @@ def _texture(size_hw: tuple[int, ...], palette: Field, rng: Rng, *, calm: bool) 
     if pattern != "noise":
         mix = 0.6 * mix + 2.0 * _pattern(str(pattern), (h, w), mix, rng)
     mix = 1 / (1 + np.exp(-rng.uniform(0.6, 2.0) * mix - rng.normal(0, 0.5)))
-    colour = first + mix[..., None] * (second - first).astype(np.float32)
+    colour = first + mix[..., None] * (second - first)
     grain = np.float32(rng.choice([0.01, 0.03, 0.08]))
     ramp = np.linspace(-1, 1, h, dtype=np.float32)[:, None] * np.float32(rng.normal(0, 0.12))
     ramp = ramp + np.linspace(-1, 1, w, dtype=np.float32)[None] * np.float32(rng.normal(0, 0.12))
