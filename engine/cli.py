@@ -61,7 +61,7 @@ def main() -> None:
     except EngineError as error:
         _fail(str(error))
     except typer.TyperException as error:
-        _fail(f"{error.format_message()} (see --help)")  # type: ignore[attr-defined]
+        _fail(f"{error.format_message()} (see --help)")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -125,6 +125,7 @@ def launch(
     Example: sa-engine launch full.yaml --out s3://bucket/run --address http://head:8265
     """
     from engine import launch as jobs
+    from engine.config import load_config
 
     if stop is not None:
         ended = jobs.stop(address, stop)
@@ -133,6 +134,8 @@ def launch(
     if follow is None:
         if config is None or folder is None:
             raise EngineError("launch needs CONFIG and --out, or --follow ID, or --stop ID")
+        if load_config(config).execution.executor != "ray":
+            raise EngineError(f"{config} says execution.executor: local; a cluster needs ray")
         follow = jobs.submit(config, folder, address, stage=stage)
         out.print(follow)
         if detach:

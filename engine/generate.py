@@ -18,7 +18,7 @@ from engine.pictures import overlay, png_bytes
 from engine.store import open_store, read_uri
 from stages.base import Provenance
 from stages.filters import FilterConfig
-from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig
+from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig, Preset
 from stages.predictor import Image
 
 
@@ -28,9 +28,9 @@ def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConf
     Args:
         settings: `name=value`; the names of filters may stand without `filters.`.
     """
-    if preset not in ("paper", "official"):
-        raise ConfigError(f"no preset {preset!r}; expected paper or official")
-    fields: dict[str, Any] = FullyAutomaticConfig.preset(preset).model_dump(mode="json")
+    if preset not in list(Preset):
+        raise ConfigError(f"no preset {preset!r}; expected {' or '.join(Preset)}")
+    fields: dict[str, Any] = FullyAutomaticConfig.preset(Preset(preset)).model_dump(mode="json")
     for setting in settings:
         name, separator, value = setting.partition("=")
         if not separator:

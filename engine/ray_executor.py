@@ -6,6 +6,7 @@ two, nobody knows which was to blame, so each is tried again alone on an actor.
 """
 
 import logging
+import platform
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from engine import layout
 from engine.context import WorkerContext, WorkerSpec
 from engine.errors import EngineError
 from engine.executor import Done, Failed, Outcome, Unit, run_unit
@@ -24,18 +26,25 @@ IN_FLIGHT = 2
 MAX_FAILED_STARTS = 3
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
-class _Actor:
+class _Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._context = WorkerContext(spec)
         self._context.pin_threads()
 
     def start(self) -> None:
+        if not self._context.store.exists(layout.CONFIG):
+            raise EngineError(
+                f"the run's folder {self._context.store.uri} is not visible on "
+                f"{platform.node()}; use a disk that all machines share, or an object store"
+            )
         if self._context.spec.checkpoint:
             _ = self._context.checkpoint
 
     def run(self, unit: Unit) -> Outcome:
         return run_unit(unit, self._context)
+
+
+_Actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Worker)
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ from ray.train.torch import TorchTrainer
 from engine.errors import EngineError
 from engine.store import Store
 from engine.training import State, TrainingJob, load_state
+from engine.uris import child_uri
 
 MAX_RANK_FAILURES = 3
 
@@ -22,7 +23,6 @@ MAX_RANK_FAILURES = 3
 def train_on_ray(store: Store, job: TrainingJob) -> None:
     """Raises EngineError when the training fails more often than a dead machine explains."""
     execution = job.config.execution
-    separator = "" if store.uri.endswith("/") else "/"
     trainer = TorchTrainer(
         _run_rank,
         train_loop_config={"job": job},
@@ -33,7 +33,7 @@ def train_on_ray(store: Store, job: TrainingJob) -> None:
         ),
         run_config=RunConfig(
             name=job.name,
-            storage_path=f"{store.uri}{separator}training",
+            storage_path=child_uri(store.uri, "training"),
             failure_config=FailureConfig(max_failures=MAX_RANK_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),

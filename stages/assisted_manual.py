@@ -6,6 +6,7 @@ answer is kept, so the log replays to the same mask (`replay`).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -23,6 +24,10 @@ Choose = Callable[[Answer], int]
 class AssistedManualConfig(Record):
     max_mask_seconds: float = 30.0
     """A mask that took longer is the last of its image (section 4 of the paper); the mask stays."""
+
+
+def _output(index: int, _answer: Answer) -> int:
+    return index
 
 
 def most_confident(answer: Answer) -> int:
@@ -142,7 +147,7 @@ def replay(predictor: Predictor, interactions: Sequence[Interaction]) -> Mask:
         output = action.output or 0
         if action.kind == "point":
             x, y = action.coords
-            session.click((x, y), action.label, seconds=0, choose=lambda _, output=output: output)
+            session.click((x, y), action.label, seconds=0, choose=partial(_output, output))
         elif action.kind == "box":
             x0, y0, x1, y1 = action.coords
             session.drag_box((x0, y0, x1, y1), seconds=0)

@@ -1,6 +1,6 @@
 """Stage three: the model annotates alone, from a grid of points over the image and its crops."""
 
-from typing import Literal
+from enum import StrEnum
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ from stages.rle import encode_window, rle_area, rle_bbox
 # Axes: P prompts, M outputs of a prompt, N candidates.
 
 
+class Preset(StrEnum):
+    PAPER = "paper"
+    """Appendix B."""
+    OFFICIAL = "official"
+    """The released code's defaults: one window, no clean-up."""
+
+
 class FullyAutomaticConfig(Record):
     """The defaults are the paper's (Appendix B): 3072 prompts in 21 windows of an image."""
 
@@ -47,9 +54,8 @@ class FullyAutomaticConfig(Record):
     filters: FilterConfig = FilterConfig()
 
     @staticmethod
-    def preset(name: Literal["paper", "official"]) -> "FullyAutomaticConfig":
-        """`paper`: Appendix B. `official`: the released code's defaults: one window, no clean-up."""
-        if name == "paper":
+    def preset(name: Preset) -> "FullyAutomaticConfig":
+        if name is Preset.PAPER:
             return FullyAutomaticConfig()
         filters = FilterConfig(max_mask_area_fraction=None, min_mask_region_area=0)
         return FullyAutomaticConfig(

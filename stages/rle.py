@@ -50,7 +50,8 @@ def encode_window(window: Mask, *, offset_xy: tuple[int, int], size_hw: tuple[in
 
 def decode_rle(rle: Rle) -> Mask:
     """RLE to (H, W) bool."""
-    return coco.decode(_to_coco(rle)).astype(bool)
+    mask: Mask = coco.decode(_to_coco(rle)).astype(bool)
+    return mask
 
 
 def rle_area(rle: Rle) -> int:
