@@ -76,20 +76,29 @@ def run(
     config: Annotated[
         str, typer.Argument(help="A YAML file, or the name of a shipped one.")
     ] = "demo",
+    images: Annotated[
+        str | None,
+        typer.Option(help="A folder, text list or COCO-style JSON instead of the config's images."),
+    ] = None,
     stage: StageOption = None,
 ) -> None:
     """Run, or go on with, all rounds of a config. The default is the demo.
 
     Example: sa-engine run my.yaml --out runs/mine
+
+    Example: sa-engine run --images photographs --out runs/photographs
     """
-    from engine.config import load_config
+    from engine.config import load_config, with_images
     from engine.machines import LocalMachines, Machines
     from engine.progress import Progress
     from engine.results import rounds_table, write_report
     from engine.rounds import run_rounds
+    from engine.sources import source_from_path
     from engine.store import open_store
 
     loaded, store = load_config(config), open_store(folder)
+    if images is not None:
+        loaded = with_images(loaded, source_from_path(images))
     machines: Machines
     if loaded.execution.executor == "ray":
         from engine.ray_machines import RayMachines

@@ -15,7 +15,7 @@ from engine.corpus import CorpusConfig
 from engine.dataset import MixConfig
 from engine.errors import ConfigError
 from engine.images import WorkSize
-from engine.sources import SourceConfigs
+from engine.sources import CocoSource, ListedSource, SourceConfigs
 from engine.store import Store
 from model.detector import DetectorConfig, DetectorTrainingConfig
 from model.training import TrainingConfig
@@ -154,6 +154,30 @@ def describe(error: ValidationError) -> str:
         for problem in error.errors()
     )
     return "; ".join(problems)
+
+
+def with_images(config: EngineConfig, source: ListedSource) -> EngineConfig:
+    """The same run over other images.
+
+    Stages one and two need true masks for the simulated annotator, so a source that brings none
+    keeps the fully automatic rounds only.
+    """
+    rounds = [
+        round_config.model_copy(update={"source": source.name})
+        for round_config in config.rounds
+        if isinstance(source, CocoSource) or round_config.stage is StageName.FULLY_AUTOMATIC
+    ]
+    if not rounds:
+        raise ConfigError(
+            f"{source.path} has no annotations, and {config.name} has no fully automatic round; "
+            "give a COCO-style JSON or another config"
+        )
+    changes = {
+        "sources": [source.model_dump(mode="json")],
+        "rounds": [round_config.model_dump(mode="json") for round_config in rounds],
+        "evaluation": {"sources": None},
+    }
+    return EngineConfig.model_validate(merged(config.model_dump(mode="json"), changes))
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Automatic masks of single images, without a run: SA-1B's JSON and a picture for each."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def generate_masks(
     store = open_store(str(folder))
     loaded = load_run_checkpoint(store, checkpoint, device)
     stage = FullyAutomatic(loaded.sam, config, Provenance(round=0, checkpoint=loaded.label))
+    names = _distinct([Path(uri).stem for uri in images])
     for number, uri in enumerate(images):
         try:
             pixels = resize_to_work_size(read_pixels(_read(uri), ImageLimits()), WorkSize())
@@ -66,7 +68,7 @@ def generate_masks(
             continue
         output = stage.run(Image(number, pixels), np.random.default_rng(number))
         height, width = pixels.shape[:2]
-        name = Path(uri).stem
+        name = names[number]
         content = {
             "image": {
                 "image_id": number,
@@ -81,6 +83,12 @@ def generate_masks(
         store.replace(f"{name}.png", png_bytes(picture))
         drops = ", ".join(f"{reason} {count}" for reason, count in sorted(output.drops.items()))
         yield f"{uri}: {len(output.masks)} masks; dropped: {drops}"
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Images of one name in two folders must not overwrite each other's masks."""
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    return [f"{name}-{i}" if name in repeated else name for i, name in enumerate(names)]
 
 
 def _read(uri: str) -> bytes:
