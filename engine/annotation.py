@@ -6,7 +6,7 @@ on when no task is left.
 """
 
 import logging
-import time
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from engine import layout
 from engine.context import WorkerContext
 from engine.corpus import CorpusRow
 from engine.errors import StaleLeaseError, StorageError, UnreadableImageError
-from engine.executor import POLL_SECONDS, Executor, Failed
+from engine.executor import POLL_SECONDS, Done, Executor, Outcome
 from engine.images import WorkSize, work_size_hw
 from engine.shards import ShardHeader, publish_shard, read_record, read_records
 from engine.store import Store
@@ -83,28 +83,64 @@ def answer_tasks(
         owner: under which the tasks are claimed.
         on_task: called after each task that ended.
     """
-    held: dict[int, Lease] = {}
-    renewed = time.monotonic()
-    while queue.counts(round_index).left:
-        while executor.has_room() and (lease := queue.claim(owner, round_index)) is not None:
-            held[lease.task_id] = lease
-            executor.submit(unit_of(lease))
-        if time.monotonic() - renewed > lease_seconds / 3:
-            held = {task_id: queue.renew(lease) for task_id, lease in held.items()}
-            renewed = time.monotonic()
-        for outcome in executor.wait(POLL_SECONDS):
-            lease = held.pop(outcome.unit.lease.task_id)
-            try:
-                if isinstance(outcome, Failed):
-                    if outcome.storage:
-                        raise StorageError(outcome.error)
-                    log.warning("image %d failed: %s", lease.image_id, outcome.error)
-                    queue.fail(lease, outcome.error)
-                else:
-                    queue.submit(lease, outcome.result)
-            except StaleLeaseError as error:
-                log.warning("%s", error)  # somebody else has the task now, and will answer it
-            on_task()
+    with _Renewals(queue, lease_seconds) as held:
+        while queue.counts(round_index).left:
+            while executor.has_room() and (lease := queue.claim(owner, round_index)) is not None:
+                held.add(lease)
+                executor.submit(unit_of(lease))
+            for outcome in executor.wait(POLL_SECONDS):
+                _hand_in(queue, held.take(outcome.unit.lease), outcome)
+                on_task()
+
+
+def _hand_in(queue: TaskQueue, lease: Lease, outcome: Outcome) -> None:
+    try:
+        if isinstance(outcome, Done):
+            queue.submit(lease, outcome.result)
+        elif outcome.storage:
+            raise StorageError(outcome.error)
+        else:
+            log.warning("image %d failed: %s", lease.image_id, outcome.error)
+            queue.fail(lease, outcome.error)
+    except StaleLeaseError as error:
+        log.warning("%s", error)  # somebody else has the task now, and will answer it
+
+
+class _Renewals:
+    """Keeps leases alive from a thread of its own, however long a task or a wait takes."""
+
+    def __init__(self, queue: TaskQueue, lease_seconds: float) -> None:
+        self._queue, self._every = queue, lease_seconds / 3
+        self._held: dict[int, Lease] = {}
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> "_Renewals":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def add(self, lease: Lease) -> None:
+        with self._lock:
+            self._held[lease.task_id] = lease
+
+    def take(self, lease: Lease) -> Lease:
+        """The lease as it was last renewed; it is renewed no more."""
+        with self._lock:
+            return self._held.pop(lease.task_id)
+
+    def _renew(self) -> None:
+        while not self._done.wait(self._every):
+            with self._lock:
+                for task_id, lease in self._held.items():
+                    try:
+                        self._held[task_id] = self._queue.renew(lease)
+                    except StaleLeaseError as error:
+                        log.warning("%s", error)
 
 
 def assemble_shard(

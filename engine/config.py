@@ -68,7 +68,9 @@ class ExecutionConfig(Record):
     train_threads: PositiveInt = 2
     tasks_url: str | None = None
     """SQLAlchemy URL of the annotation queue; None: SQLite in the run's folder."""
-    lease_seconds: PositiveFloat = 600.0
+    lease_seconds: PositiveFloat = 60.0
+    """Of a task that the simulated annotator works on, renewed while it does: so long a task of a
+    killed run waits until it is worked on again."""
     max_attempts: PositiveInt = 3
     """Times an image may fail, alone, before it is given up."""
     max_given_up: float = Field(default=0.1, ge=0, le=1)
@@ -169,7 +171,7 @@ def with_images(config: EngineConfig, source: ListedSource) -> EngineConfig:
     ]
     if not rounds:
         raise ConfigError(
-            f"{source.path} has no annotations, and {config.name} has no fully automatic round; "
+            f"{source.name} has no annotations, and {config.name} has no fully automatic round; "
             "give a COCO-style JSON or another config"
         )
     changes = {
