@@ -52,7 +52,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Every error that a user can mend is one line and exit status 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not err.is_terminal:  # a terminal has progress bars instead
+        logging.getLogger("engine").setLevel(logging.INFO)
     try:
         status = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -158,10 +160,13 @@ def status(folder: RunUri) -> None:
 
     Example: sa-engine status runs/demo
     """
-    from engine.status import run_status, status_table
+    from engine.status import corpus_lines, run_status, status_table
     from engine.store import open_store
 
-    out.print(status_table(run_status(open_store(folder))))
+    store = open_store(folder)
+    for line in corpus_lines(store):
+        out.print(line, highlight=False)
+    out.print(status_table(run_status(store)))
 
 
 @app.command()

@@ -4,6 +4,8 @@ The automatic stage is shards made by workers. The other two are tasks answered 
 stage two after workers have made shards of proposals; their answers are assembled into shards here.
 """
 
+import logging
+
 from engine import layout
 from engine.annotation import AnnotationUnit, answer_tasks, assemble_shard
 from engine.config import EngineConfig
@@ -12,7 +14,7 @@ from engine.executor import Executor
 from engine.manifest import RoundPlan, published_shards
 from engine.production import Patience, make_shards
 from engine.run import Run, held_out, tasks_of
-from engine.shards import ShardHeader
+from engine.shards import ShardHeader, read_footer
 from engine.store import Store
 from engine.tasks import Lease, TaskQueue
 from engine.training import DetectorJob
@@ -20,6 +22,8 @@ from engine.worker import ShardUnit
 from stages.fully_automatic import FullyAutomaticConfig
 from stages.records import StageName
 from stages.semi_automatic import SemiAutomaticConfig
+
+log = logging.getLogger(__name__)
 
 ANNOTATOR = "simulated"
 """Owner of the leases of the simulated annotator."""
@@ -71,7 +75,12 @@ def _make_shards(
     )
     what = f"{shards.rpartition('/')[2]} of round {plan.header.round}"
     with run.progress.of(what, plan.num_shards, len(existing)) as step:
-        make_shards(executor, run.store, units, patience, lambda shard: step())
+
+        def on_shard(shard: int) -> None:
+            _log_shard(run.store, layout.shard_path(shards, shard))
+            step()
+
+        make_shards(executor, run.store, units, patience, on_shard)
 
 
 def _answer(
@@ -131,6 +140,18 @@ def _assemble(
             proposals=proposals,
             work_size=run.config.work_size,
         )
+
+
+def _log_shard(store: Store, path: str) -> None:
+    footer = read_footer(store, path)
+    log.info(
+        "round=%d shard=%06d masks=%d dropped=%d seconds=%.1f",
+        footer.header.round,
+        footer.header.shard,
+        footer.num_masks,
+        sum(footer.stats.drops.values()),
+        footer.wall_seconds,
+    )
 
 
 def _train_detector(run: Run, index: int, checkpoint: str) -> str:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from engine import layout
 from engine.config import EngineConfig, frozen_config
+from engine.corpus import CORPUS, Corpus
 from engine.manifest import load_plan
 from engine.rounds import load_outcome
 from engine.run import open_queue
@@ -29,10 +30,17 @@ class RoundStatus:
     shards_left: int
     stats: Stats
     """Of the shards done."""
-    seconds_left: float | None
-    """At the rate so far; None when it is unknown."""
+    seconds_per_shard: float | None
+    """Between the first shard's appearance and the last; None while there are less than two."""
     tasks: TaskCounts | None
     """Of the annotation queue; None for a stage without one."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None when it is unknown."""
+        if self.shards_left == 0:
+            return 0.0
+        return None if self.seconds_per_shard is None else self.shards_left * self.seconds_per_shard
 
     @property
     def images_given_up(self) -> int:
@@ -44,10 +52,30 @@ def run_status(store: Store) -> list[RoundStatus]:
     return [_round_status(store, config, index) for index in range(len(config.rounds))]
 
 
+def corpus_lines(store: Store) -> list[str]:
+    """The images of the run by source, split and status; empty before they are recorded."""
+    if not store.exists(CORPUS):
+        return []
+    counts = sorted(Corpus(store).counts().items())
+    return [
+        f"corpus    {source}: {count:,} images, {split}, {status}"
+        for (source, split, status), count in counts
+    ]
+
+
 def status_table(rounds: Sequence[RoundStatus]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("round", no_wrap=True)
-    for heading in ("state", "images", "shards done", "left", "given up", "masks", "time left"):
+    for heading in (
+        "state",
+        "images",
+        "shards done",
+        "left",
+        "images given up",
+        "masks",
+        "shards/min",
+        "time left",
+    ):
         table.add_column(heading, justify="right")
     for status in rounds:
         table.add_row(
@@ -56,8 +84,9 @@ def status_table(rounds: Sequence[RoundStatus]) -> Table:
             f"{status.num_images:,}",
             f"{status.shards_done:,}",
             f"{status.shards_left:,}",
-            f"{status.images_given_up:,} images",
+            f"{status.images_given_up:,}",
             f"{status.stats.num_masks:,}",
+            f"{60 / status.seconds_per_shard:,.1f}" if status.seconds_per_shard else "-",
             "-" if status.seconds_left is None else f"{status.seconds_left / 60:,.0f} min",
         )
     return table
@@ -86,19 +115,16 @@ def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus
         shards_done=len(shards),
         shards_left=left,
         stats=Stats.total(read_footer(store, file.path).stats for file in shards),
-        seconds_left=_seconds_left(shards, left),
+        seconds_per_shard=_seconds_per_shard(shards),
         tasks=None if stage is StageName.FULLY_AUTOMATIC else _task_counts(store, config, index),
     )
 
 
-def _seconds_left(done: Sequence[StoredFile], left: int) -> float | None:
-    """From the times at which shards appeared."""
-    times = sorted(file.modified for file in done)
-    if left == 0:
-        return 0.0
-    if len(times) < 2:
+def _seconds_per_shard(done: Sequence[StoredFile]) -> float | None:
+    if len(done) < 2:
         return None
-    return left * (times[-1] - times[0]) / (len(times) - 1)
+    times = sorted(file.modified for file in done)
+    return (times[-1] - times[0]) / (len(times) - 1)
 
 
 def _task_counts(store: Store, config: EngineConfig, index: int) -> TaskCounts | None:
