@@ -1,9 +1,10 @@
 """The simulated annotator: a person who knows the true masks and works with a clock.
 
 Objects come in order of prominence. The first click goes to the object's centre (or a box around
-it), corrective clicks to the centre of the largest error, until the mask is good enough, clicking
-stops helping, or time is up; then brush strokes mend the largest errors. SAM 2's clock: 1 s to
-find an object and 1.5 s a click. What the papers do not give (marked "ours") is a guess of ours.
+it), corrective clicks to the centre of the largest error, until the mask is good enough, there
+have been enough clicks, or time is up; then brush strokes mend the largest errors. SAM 2's clock:
+1 s to find an object and 1.5 s a click. What the papers do not give (marked "ours") is a guess of
+ours.
 """
 
 from collections.abc import Sequence

@@ -68,6 +68,8 @@ class MaskSession:
 
     def brush(self, region: Mask, label: int, *, seconds: float) -> None:
         """Paint (1) or erase (0) a region, without asking the model."""
+        if not region.any():
+            raise ValueError("a brush stroke touches no pixel; expected at least one")
         self.mask = self.mask | region if label else self.mask & ~region
         coords = tuple(float(value) for value in mask_box(region))
         self._log("brush", coords, label, seconds, predicted_iou=None)
@@ -154,5 +156,6 @@ def replay(predictor: Predictor, interactions: Sequence[Interaction]) -> Mask:
         else:
             painted = decode_rle(action.answer)
             changed = painted & ~session.mask if action.label else session.mask & ~painted
-            session.brush(changed, action.label, seconds=0)
+            if changed.any():  # a stroke may go over what it would have painted
+                session.brush(changed, action.label, seconds=0)
     return session.mask

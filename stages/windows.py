@@ -66,7 +66,7 @@ class WindowedUpscale:
 
     @staticmethod
     def _reach(matrix: Tensor, above: Tensor) -> tuple[int, int, int, int] | None:
-        """Pixels [a, b) that cells above the level contribute to, and the cells [c, d) they read."""
+        """Pixels [a, b) that cells above the level reach, and the cells [c, d) these read."""
         cells = torch.nonzero(above).flatten()
         if len(cells) == 0:
             return None
@@ -86,6 +86,5 @@ def _axis_matrix(low_res: int, padded: int, size_input: int, size_orig: int) -> 
 def _bilinear(size_in: int, size_out: int) -> Tensor:
     """(size_out, size_in) weights of bilinear interpolation with half-pixel centres."""
     unit = torch.eye(size_in)[None]
-    return torch.nn.functional.interpolate(unit, size=size_out, mode="linear", align_corners=False)[
-        0
-    ].T.contiguous()
+    weights = torch.nn.functional.interpolate(unit, size_out, mode="linear", align_corners=False)
+    return weights[0].T.contiguous()

@@ -77,7 +77,8 @@ class TruthfulPredictor:
         for x, y in points if self._reach else ():
             near = np.hypot(columns - x, rows - y) <= self._reach
             answer = np.where(near, truth, answer)
-        masks = (answer, *(ndimage.binary_erosion(truth, iterations=n) for n in (1, 2)))
+        smaller = (ndimage.binary_erosion(truth, iterations=self._grown + n) for n in (1, 2))
+        masks = (answer, *smaller)
         count = 3 if multimask_output else 1
         return Answer(
             masks=masks[:count],
@@ -107,7 +108,7 @@ class ColourSam(nn.Module):
     itself, the others are not.
     """
 
-    def __init__(self, image_size: int = 128, sharpness: float = 100.0) -> None:
+    def __init__(self, image_size: int = 128, sharpness: float = 10.0) -> None:
         super().__init__()
         self.config = SamConfig(image_encoder=TinyViTConfig(), image_size=image_size)
         self.sharpness = nn.Parameter(torch.tensor(sharpness))
@@ -133,7 +134,8 @@ class ColourSam(nn.Module):
         distance = (image_embeddings - colours[:, :, None, None]).abs().sum(dim=1, keepdim=True)
         count = 3 if multimask_output else 1
         confidence = torch.tensor([0.95, 0.5, 0.3][:count]).expand(len(cells), count)
+        logits = (self.sharpness * (3 - distance)).clamp(-30, 30)
         return MaskPrediction(
-            low_res_masks=(self.sharpness * (0.2 - distance)).expand(-1, count, -1, -1),
+            low_res_masks=logits.expand(-1, count, -1, -1),
             predicted_iou=confidence,
         )

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_every_layer_covers_the_image_with_distinct_windows_inside_it(
 def test_neighbours_overlap_by_half_as_much_in_each_layer(layer: int, overlap: int) -> None:
     crops = crop_layers((1500, 2250), num_layers=2, overlap_ratio=PAPER_OVERLAP)
     spans = sorted({(c.box_xyxy[0], c.box_xyxy[2]) for c in crops if c.layer == layer})
-    shared = [end - start for (_, end), (start, _) in zip(spans[:-1], spans[1:], strict=True)]
+    shared = [end - start for (_, end), (start, _) in pairwise(spans)]
     assert all(overlap <= pixels <= overlap + 2 * 2**layer for pixels in shared)
 
 

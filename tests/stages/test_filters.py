@@ -54,12 +54,8 @@ def brute_force_nms(
     return kept
 
 
-boxes_with_scores = st.lists(
-    st.tuples(
-        st.integers(0, 8), st.integers(0, 8), st.integers(0, 6), st.integers(0, 6), st.integers(0, 3)
-    ),
-    max_size=12,
-)
+small = st.integers(0, 8)
+boxes_with_scores = st.lists(st.tuples(small, small, small, small, st.integers(0, 3)), max_size=12)
 
 
 @given(boxes_with_scores, st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
