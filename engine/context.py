@@ -102,7 +102,7 @@ class WorkerContext:
 
 def load_run_checkpoint(store: Store, checkpoint: str, device: str = "cpu") -> Checkpoint:
     """A checkpoint of this run, or any other by its name or path."""
-    found = store.fetch_folder(checkpoint) if store.exists(checkpoint) else checkpoint
+    found = store.fetch_folder(checkpoint) if store.has_folder(checkpoint) else checkpoint
     try:
         return load_checkpoint(found, device=device)
     except ValueError as error:

@@ -94,7 +94,7 @@ def _start(run: Run) -> RoundOutcome:
         return existing
     given = load_run_checkpoint(run.store, run.config.checkpoint)
     path = layout.checkpoint_path(given.name)
-    if not run.store.exists(path):
+    if not run.store.has_folder(path):
         with TemporaryDirectory() as folder:
             copy = Path(folder) / given.name
             save_checkpoint(given.sam, copy, given.lineage or Lineage())
@@ -167,7 +167,7 @@ def choose_images(config: EngineConfig, corpus: Corpus, index: int) -> NDArray[n
 
 def _retrain(run: Run, index: int, parent: RoundOutcome) -> RoundOutcome:
     path = layout.checkpoint_path(f"round-{index:02d}")
-    if not run.store.exists(path):
+    if not run.store.has_folder(path):
         run.progress.say(f"round {index}: training from {parent.checkpoint}")
         folders = sealed_folders(run.store, run.config, index + 1)
         run.machines.train(
@@ -218,7 +218,7 @@ def train_once(
     finished = [load_outcome(store, folder) for folder in folders]
     last = next((o.checkpoint for o in reversed(finished) if o is not None), config.checkpoint)
     target = layout.checkpoint_path(name)
-    if store.exists(target):
+    if store.has_folder(target):
         raise EngineError(f"{store.uri}/{target} exists; choose another --name")
     index = len(folders) - 1
     job = RetrainingJob(store.uri, config, index, checkpoint or last, folders, target)

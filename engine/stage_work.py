@@ -157,7 +157,7 @@ def _log_shard(store: Store, path: str) -> None:
 def _train_detector(run: Run, index: int, checkpoint: str) -> str:
     """The detector of a semi-automatic round, trained on all masks so far."""
     path = layout.detector_path(f"round-{index:02d}")
-    if not run.store.exists(path):
+    if not run.store.has_folder(path):
         run.progress.say(f"round {index}: training the detector")
         folders = sealed_folders(run.store, run.config, index)
         run.machines.train(

@@ -28,6 +28,8 @@ from pyarrow import fs as arrow_fs
 from engine.errors import StorageError
 
 STAGED_SUFFIX = ".staged"
+COMPLETE = ".complete"
+"""Last file of a folder in an object store."""
 Write = Callable[[BinaryIO], Any]
 
 
@@ -60,7 +62,10 @@ class Store(Protocol):
 
     def replace(self, path: str, data: bytes) -> None: ...
     def publish_folder(self, path: str, source: Path) -> bool:
-        """Move a finished local folder here as one. False when the path exists already."""
+        """Copy a finished local folder here as one. False when it is here already."""
+
+    def has_folder(self, path: str) -> bool:
+        """Whether a published folder is here, whole."""
 
     def fetch_folder(self, path: str) -> Path:
         """A local folder with the content of `path`: the folder itself, or a copy."""
@@ -146,6 +151,9 @@ class LocalStore:
         _sync_folder(final.parent)
         return True
 
+    def has_folder(self, path: str) -> bool:
+        return (self.root / path).is_dir()
+
     def fetch_folder(self, path: str) -> Path:
         return self.root / path
 
@@ -219,13 +227,17 @@ class ObjectStore:
             stream.write(data)
 
     def publish_folder(self, path: str, source: Path) -> bool:
-        """File by file, in name order: readers of a folder must check that it is complete."""
-        if self.exists(path):
+        """File by file, then an empty one that says it is complete: stores know no folders."""
+        if self.has_folder(path):
             return False
         for file in sorted(item for item in source.rglob("*") if item.is_file()):
             with file.open("rb") as stream, _storage_errors(path):
                 self._put(f"{path}/{file.relative_to(source).as_posix()}", stream)
+        self.replace(f"{path}/{COMPLETE}", b"")
         return True
+
+    def has_folder(self, path: str) -> bool:
+        return self.exists(f"{path}/{COMPLETE}")
 
     def fetch_folder(self, path: str) -> Path:
         target = Path(tempfile.mkdtemp(prefix="sa-engine-"))
