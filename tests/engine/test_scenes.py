@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
-from engine.scenes import MAX_MASKS, THINGS, Scene, draw_scene, write_scenes
+from engine.scene_shapes import THINGS
+from engine.scenes import MAX_MASKS, Scene, draw_scene, write_scenes
 from stages.records import Rle
 from stages.rle import decode_rle
 
@@ -70,8 +72,6 @@ def test_masks_come_in_all_sizes(scenes: list[Scene]) -> None:
 
 
 def test_some_masks_have_holes_or_pieces(scenes: list[Scene]) -> None:
-    from scipy import ndimage
-
     pieces = [ndimage.label(mask)[1] for scene in scenes for mask in scene.masks]
     assert max(pieces) > 1
 
