@@ -91,12 +91,14 @@ def run(
     Example: sa-engine run --images photographs --out runs/photographs
     """
     from engine.config import load_config, with_images
+    from engine.layout import shards_folder
     from engine.machines import LocalMachines, Machines
     from engine.progress import Progress
     from engine.results import rounds_table, write_report
     from engine.rounds import run_rounds
     from engine.sources import source_from_path
     from engine.store import open_store
+    from engine.uris import child_uri
 
     loaded, store = load_config(config), open_store(folder)
     if images is not None:
@@ -112,9 +114,10 @@ def run(
     pictures = write_report(store, loaded, rounds)
     out.print(rounds_table(store, loaded, rounds))
     for index, _ in rounds:
-        out.print(f"shards    {store.uri}/{loaded.round_folder(index)}/shards", highlight=False)
+        shards = child_uri(store.uri, shards_folder(loaded.round_folder(index)))
+        out.print(f"shards    {shards}", highlight=False)
     for picture in pictures:
-        out.print(f"picture   {store.uri}/{picture}", highlight=False)
+        out.print(f"picture   {child_uri(store.uri, picture)}", highlight=False)
 
 
 @app.command()

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import layout
 from engine.corpus import CorpusRow
 from engine.errors import ConfigError, UnreadableImageError
 from engine.ground_truth import GroundTruth
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
-from engine.layout import embedding_path
 from engine.store import Store, open_store, read_uri
 from model.checkpoint import Checkpoint, encoder_sha256, load_checkpoint
 from model.detector import ObjectDetector, load_detector
@@ -90,7 +90,7 @@ class WorkerContext:
         Stored embeddings are keyed by the encoder's weights, so checkpoints that share an encoder
         share embeddings.
         """
-        path = embedding_path(self._encoder_sha256, row.sha256)
+        path = layout.embedding_path(self._encoder_sha256, row.sha256)
         if self.spec.keep_embeddings and self.store.exists(path):
             values = np.load(io.BytesIO(self.store.read(path)))
         else:
@@ -102,7 +102,8 @@ class WorkerContext:
 
 def load_run_checkpoint(store: Store, checkpoint: str, device: str = "cpu") -> Checkpoint:
     """A checkpoint of this run, or any other by its name or path."""
-    found = store.fetch_folder(checkpoint) if store.has_folder(checkpoint) else checkpoint
+    of_run = layout.is_checkpoint(checkpoint) and store.has_folder(checkpoint)
+    found = store.fetch_folder(checkpoint) if of_run else checkpoint
     try:
         return load_checkpoint(found, device=device)
     except ValueError as error:

@@ -1,5 +1,7 @@
 """Where everything lies within a run's folder. All paths are relative to the run's store."""
 
+import re
+
 from stages.records import StageName
 
 CONFIG = "config.yaml"
@@ -37,9 +39,8 @@ def shard_path(shards: str, shard: int, part: int | None = None) -> str:
 def shard_of(path: str) -> int | None:
     """The number of the whole shard at a path; None for any other file."""
     folder, _, name = path.rpartition("/")
-    if "/alone/" in f"/{folder}/" or not (name.startswith("shard-") and name.endswith(".parquet")):
-        return None
-    return int(name.removeprefix("shard-").removesuffix(".parquet"))
+    number = re.fullmatch(r"shard-(\d{6,})\.parquet", name)
+    return None if number is None or "/alone/" in f"/{folder}/" else int(number[1])
 
 
 def recall_path(folder: str) -> str:
@@ -57,6 +58,11 @@ def outcome_path(folder: str) -> str:
 
 def checkpoint_path(name: str) -> str:
     return f"checkpoints/{name}"
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether a path is one of the run's own, not the name of a checkpoint from elsewhere."""
+    return path.startswith("checkpoints/")
 
 
 def detector_path(name: str) -> str:

@@ -12,6 +12,7 @@ records the hash of what was there when the round was sealed.
 """
 
 import errno
+import io
 import os
 import shutil
 import tempfile
@@ -127,28 +128,29 @@ class LocalStore:
     def replace(self, path: str, data: bytes) -> None:
         with self._staged(path, lambda file: file.write(data)) as staged:
             staged.replace(self.root / path)
-            _sync_folder((self.root / path).parent)
+            _sync((self.root / path).parent)
 
     def publish_folder(self, path: str, source: Path) -> bool:
         final = self.root / path
         if final.exists():
             return False
-        with _storage_errors(path):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            # A sibling first: `source` may lie on another disk, where a rename is a copy.
-            beside = final.with_name(f"{final.name}.{uuid.uuid4().hex}{STAGED_SUFFIX}")
-            shutil.copytree(source, beside)
-            for file in beside.rglob("*"):
-                if file.is_file():
-                    _sync(file)
+        # A sibling first: `source` may lie on another disk, where a rename is a copy.
+        beside = final.with_name(f"{final.name}.{uuid.uuid4().hex}{STAGED_SUFFIX}")
         try:
-            beside.rename(final)
-        except OSError as error:
-            shutil.rmtree(beside)
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                return False
-            raise
-        _sync_folder(final.parent)
+            with _storage_errors(path):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(source, beside)
+                for item in (*beside.rglob("*"), beside):
+                    _sync(item)
+                try:
+                    beside.rename(final)
+                except OSError as error:
+                    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                        return False
+                    raise
+                _sync(final.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         return True
 
     def has_folder(self, path: str) -> bool:
@@ -160,7 +162,7 @@ class LocalStore:
     def sweep(self, older_than_seconds: float) -> int:
         oldest = time.time() - older_than_seconds
         swept = 0
-        for stray in list(self.root.rglob(f"*{STAGED_SUFFIX}")):
+        for stray in self._strays():
             try:
                 if stray.stat().st_mtime < oldest:
                     shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
@@ -169,6 +171,13 @@ class LocalStore:
                 continue
         return swept
 
+    def _strays(self) -> Iterator[Path]:
+        for folder, folders, files in os.walk(self.root):  # does not mind what vanishes meanwhile
+            for name in (*folders, *files):
+                if name.endswith(STAGED_SUFFIX):
+                    yield Path(folder) / name
+            folders[:] = [name for name in folders if not name.endswith(STAGED_SUFFIX)]
+
     @contextmanager
     def _staged(self, path: str, write: Write) -> Iterator[Path]:
         final = self.root / path
@@ -176,8 +185,10 @@ class LocalStore:
         try:
             with _storage_errors(path):
                 final.parent.mkdir(parents=True, exist_ok=True)
-                with staged.open("xb") as file:
-                    write(file)
+                file = staged.open("xb")
+            with file:
+                write(_Sink(file, path))
+                with _storage_errors(path):
                     file.flush()
                     os.fsync(file.fileno())
             yield staged
@@ -216,10 +227,11 @@ class ObjectStore:
     def publish_written(self, path: str, write: Write) -> bool:
         if self.exists(path):
             return False
-        with tempfile.TemporaryFile() as file, _storage_errors(path):
-            write(file)
-            file.seek(0)
-            self._put(path, file)
+        with tempfile.TemporaryFile() as file:
+            write(_Sink(file, path))
+            with _storage_errors(path):
+                file.seek(0)
+                self._put(path, file)
         return True
 
     def replace(self, path: str, data: bytes) -> None:
@@ -260,15 +272,42 @@ class ObjectStore:
             shutil.copyfileobj(source, stream, 8 * 2**20)
 
 
+class _Sink(io.BufferedIOBase):
+    """A file that says StorageError when it cannot be written.
+
+    A function that writes may read images and run models between two writes; what goes wrong there
+    is no fault of the storage and passes as it is.
+    """
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self._file, self._path = file, path
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with _storage_errors(self._path):
+            return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
 def _list(filesystem: Any, root: str, folder: str) -> list[StoredFile]:
     base = f"{root}/{folder}".rstrip("/")
     selector = arrow_fs.FileSelector(base, allow_not_found=True, recursive=True)
     files = [
         StoredFile(info.path[len(root) :].lstrip("/"), info.size, (info.mtime_ns or 0) / 1e9)
         for info in filesystem.get_file_info(selector)
-        if info.type == arrow_fs.FileType.File and STAGED_SUFFIX not in info.path
+        if info.type == arrow_fs.FileType.File
     ]
-    return sorted(files, key=lambda file: file.path)
+    published = (file for file in files if not _is_staged(file.path))
+    return sorted(published, key=lambda file: file.path)
+
+
+def _is_staged(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, is not yet published."""
+    return any(part.endswith(STAGED_SUFFIX) for part in path.split("/"))
 
 
 def _link(staged: Path, final: Path) -> bool:
@@ -284,21 +323,17 @@ def _link(staged: Path, final: Path) -> bool:
         if final.exists():
             return False
         staged.rename(final)
-    _sync_folder(final.parent)
+    _sync(final.parent)
     return True
 
 
 def _sync(path: Path) -> None:
+    """Of a file its content, of a folder its names: a crash may lose either without."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Without this a crash may lose the name though the data is safe."""
-    _sync(folder)
 
 
 @contextmanager
