@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from pyarrow import fs as arrow_fs
 
@@ -182,15 +182,18 @@ class LocalStore:
     def _staged(self, path: str, write: Write) -> Iterator[Path]:
         final = self.root / path
         staged = final.with_name(f"{final.name}.{uuid.uuid4().hex}{STAGED_SUFFIX}")
+        with _storage_errors(path):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            file = staged.open("xb")
         try:
-            with _storage_errors(path):
-                final.parent.mkdir(parents=True, exist_ok=True)
-                file = staged.open("xb")
-            with file:
-                write(_Sink(file, path))
+            try:
+                write(cast(BinaryIO, _Sink(file, path)))
                 with _storage_errors(path):
                     file.flush()
                     os.fsync(file.fileno())
+            finally:
+                with _storage_errors(path):
+                    file.close()  # writes what a failed write left in its buffer
             yield staged
         finally:
             staged.unlink(missing_ok=True)
@@ -228,7 +231,7 @@ class ObjectStore:
         if self.exists(path):
             return False
         with tempfile.TemporaryFile() as file:
-            write(_Sink(file, path))
+            write(cast(BinaryIO, _Sink(file, path)))
             with _storage_errors(path):
                 file.seek(0)
                 self._put(path, file)
