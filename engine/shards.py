@@ -7,6 +7,7 @@ statistics. A file that exists is therefore its own commit record.
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -108,27 +109,26 @@ def publish_shard(
 
 def read_footer(store: Store, path: str) -> ShardFooter:
     """Without reading rows."""
-    with _open(store, path) as file:
+    with _opened(store, path) as file:
         metadata = file.metadata.metadata or {}
-    try:
+        if _FOOTER_KEY not in metadata:
+            raise CorruptFileError(f"{path} is no shard of this engine: its footer says nothing")
         return ShardFooter.model_validate_json(metadata[_FOOTER_KEY])
-    except (KeyError, ValidationError) as error:
-        raise CorruptFileError(f"{path} is no shard of this engine: {error}") from error
 
 
 def read_records(store: Store, path: str) -> Iterator[ImageRecord]:
-    with _open(store, path) as file:
+    with _opened(store, path) as file:
         for group in range(file.num_row_groups):
-            yield from _records(file, group, path)
+            yield from _records(file, group)
 
 
 def read_record(store: Store, path: str, row: int) -> ImageRecord:
-    with _open(store, path) as file:
-        return _records(file, row // ROWS_PER_GROUP, path)[row % ROWS_PER_GROUP]
+    with _opened(store, path) as file:
+        return _records(file, row // ROWS_PER_GROUP)[row % ROWS_PER_GROUP]
 
 
 def read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
-    with _open(store, path) as file:
+    with _opened(store, path) as file:
         return file.read(columns=columns)
 
 
@@ -136,7 +136,7 @@ def _write(file: BinaryIO, header: ShardHeader, records: Iterable[ImageRecord]) 
     num_images = num_masks = 0
     stats = Stats()
     started = time.monotonic()
-    with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         group: list[dict[str, Any]] = []
         for record in records:
             num_images += 1
@@ -158,16 +158,19 @@ def _write(file: BinaryIO, header: ShardHeader, records: Iterable[ImageRecord]) 
         writer.add_key_value_metadata({_FOOTER_KEY: footer.model_dump_json()})
 
 
-def _open(store: Store, path: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(store.open(path))
-    except pa.ArrowInvalid as error:
-        raise CorruptFileError(f"{path} is not a whole Parquet file: {error}") from error
+@contextmanager
+def _opened(store: Store, path: str) -> Iterator[pq.ParquetFile]:
+    """A shard to read from; whatever its bytes are found to be, a CorruptFileError says so."""
+    with store.open(path) as source:
+        try:
+            yield pq.ParquetFile(source, page_checksum_verification=True)
+        except (OSError, pa.ArrowException, UnicodeDecodeError, ValidationError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the machine's, not the file's: Arrow says OSError of both
+            reason = " ".join(str(error).split())
+            raise CorruptFileError(f"{path} is damaged or not a shard: {reason}") from error
 
 
-def _records(file: pq.ParquetFile, group: int, path: str) -> list[ImageRecord]:
-    try:
-        rows = file.read_row_group(group).to_pylist()
-        return [ImageRecord.model_validate(row | {"drops": dict(row["drops"])}) for row in rows]
-    except (OSError, pa.ArrowException, ValidationError) as error:
-        raise CorruptFileError(f"{path}, row group {group}: {error}") from error
+def _records(file: pq.ParquetFile, group: int) -> list[ImageRecord]:
+    rows = file.read_row_group(group).to_pylist()
+    return [ImageRecord.model_validate(row | {"drops": dict(row["drops"])}) for row in rows]

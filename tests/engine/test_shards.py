@@ -1,0 +1,216 @@
+from collections.abc import Iterator
+from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from engine.errors import CorruptFileError, StorageError
+from engine.shards import (
+    FORMAT_VERSION,
+    ROWS_PER_GROUP,
+    SCHEMA,
+    ShardHeader,
+    publish_shard,
+    read_columns,
+    read_footer,
+    read_record,
+    read_records,
+)
+from engine.stats import Stats
+from engine.store import LocalStore, Store
+from records import full_record, image_record
+from stages.records import ImageRecord, ImageStatus, StageName
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+HEADER = ShardHeader(
+    stage=StageName.FULLY_AUTOMATIC,
+    round=3,
+    shard=42,
+    checkpoint="tiny@0123456789ab",
+    config_sha256="cd" * 32,
+)
+PATH = "shards/shard-000042.parquet"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path)
+
+
+def many(count: int) -> list[ImageRecord]:
+    return [image_record(number, num_masks=number % 5) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [0, 1, ROWS_PER_GROUP, 2 * ROWS_PER_GROUP + 3])
+def test_records_come_back_equal_and_in_order(store: Store, count: int) -> None:
+    assert publish_shard(store, PATH, HEADER, many(count))
+    assert list(read_records(store, PATH)) == many(count)
+
+
+def test_a_record_with_every_field_filled_comes_back_equal(store: Store) -> None:
+    bare = image_record(1, num_masks=0, drops={}, status=ImageStatus.UNREADABLE, error="cut off")
+    publish_shard(store, PATH, HEADER, [full_record(), bare])
+    assert list(read_records(store, PATH)) == [full_record(), bare]
+
+
+def test_any_row_can_be_read_without_the_others(store: Store) -> None:
+    records = many(2 * ROWS_PER_GROUP + 3)
+    publish_shard(store, PATH, HEADER, records)
+    for row in (0, ROWS_PER_GROUP - 1, ROWS_PER_GROUP, len(records) - 1):
+        assert read_record(store, PATH, row) == records[row]
+    with pq.ParquetFile(store.open(PATH)) as file:
+        groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert groups == [ROWS_PER_GROUP, ROWS_PER_GROUP, 3]
+
+
+def test_the_footer_says_what_the_shard_is_and_what_it_amounts_to(store: Store) -> None:
+    records = [*many(20), full_record()]
+    publish_shard(store, PATH, HEADER, records)
+    footer = read_footer(store, PATH)
+    assert footer.format_version == FORMAT_VERSION == 1
+    assert footer.header == HEADER
+    assert footer.num_images == 21
+    assert footer.num_masks == sum(len(record.masks) for record in records)
+    assert footer.stats == Stats.total(map(Stats.of, records))
+    assert footer.wall_seconds >= 0
+
+
+def test_an_empty_shard_has_a_footer_too(store: Store) -> None:
+    publish_shard(store, PATH, HEADER, [])
+    footer = read_footer(store, PATH)
+    assert (footer.num_images, footer.num_masks, footer.stats) == (0, 0, Stats())
+
+
+def test_the_footer_is_read_without_the_rows(store: LocalStore) -> None:
+    publish_shard(store, PATH, HEADER, many(5))
+    file = store.root / PATH
+    data = bytearray(file.read_bytes())
+    end_of_rows = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    data[4:end_of_rows] = b"\0" * (end_of_rows - 4)
+    file.write_bytes(data)
+    assert read_footer(store, PATH).num_images == 5
+    with pytest.raises(CorruptFileError, match=PATH):
+        list(read_records(store, PATH))
+
+
+def test_a_column_can_be_read_alone(store: Store) -> None:
+    publish_shard(store, PATH, HEADER, many(20))
+    table = read_columns(store, PATH, ["image_id", "masks.list.element.id"])
+    assert table["image_id"].to_pylist() == list(range(20))
+    assert [len(masks) for masks in table["masks"].to_pylist()] == [i % 5 for i in range(20)]
+
+
+def test_the_second_writer_of_a_shard_is_told_so(store: Store) -> None:
+    assert publish_shard(store, PATH, HEADER, many(2))
+    assert not publish_shard(store, PATH, HEADER, many(3))
+    assert len(list(read_records(store, PATH))) == 2
+
+
+def test_a_shard_whose_records_fail_half_way_does_not_come_to_be(store: Store) -> None:
+    def broken() -> Iterator[ImageRecord]:
+        yield from many(ROWS_PER_GROUP + 1)
+        raise RuntimeError("the model ran out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        publish_shard(store, PATH, HEADER, broken())
+    assert store.list() == []
+
+
+def test_a_shard_that_the_disk_refuses_is_a_storage_error(store: LocalStore) -> None:
+    rng = np.random.default_rng(0)
+    records = [
+        image_record(number, error=rng.bytes(2000).hex(), status=ImageStatus.GIVEN_UP)
+        for number in range(3 * ROWS_PER_GROUP)
+    ]
+    limits = getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=f"cannot write {PATH}"):
+            publish_shard(store, PATH, HEADER, records)
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert list(store.root.rglob("*.*")) == []
+
+
+def test_a_cut_shard_is_corrupt_and_nothing_else(store: LocalStore) -> None:
+    publish_shard(store, PATH, HEADER, [*many(ROWS_PER_GROUP + 2), full_record()])
+    whole = (store.root / PATH).read_bytes()
+    points = np.random.default_rng(0).integers(0, len(whole), 60)
+    for length in (0, 1, 4, 7, 8, 11, 12, *points, *(len(whole) - n for n in (1, 4, 5, 8, 9))):
+        (store.root / PATH).write_bytes(whole[:length])
+        for read in (
+            lambda: read_footer(store, PATH),
+            lambda: list(read_records(store, PATH)),
+            lambda: read_record(store, PATH, 0),
+            lambda: read_columns(store, PATH, ["image_id"]),
+        ):
+            with pytest.raises(CorruptFileError, match=PATH):
+                read()
+
+
+def test_a_shard_with_damaged_bytes_is_corrupt_or_reads_as_it_was(store: LocalStore) -> None:
+    records = [*many(ROWS_PER_GROUP + 2), full_record()]
+    publish_shard(store, PATH, HEADER, records)
+    whole = (store.root / PATH).read_bytes()
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for place in rng.integers(4, len(whole), 150):
+        damaged = bytearray(whole)
+        damaged[place] ^= int(rng.integers(1, 256))
+        (store.root / PATH).write_bytes(damaged)
+        try:
+            read_footer(store, PATH)
+            assert list(read_records(store, PATH)) == records
+        except CorruptFileError:
+            noticed += 1
+    assert noticed > 50
+
+
+def test_a_parquet_file_of_somebody_else_is_no_shard(store: LocalStore) -> None:
+    (store.root / "shards").mkdir()
+    pq.write_table(SCHEMA.empty_table(), store.root / PATH)
+    with pytest.raises(CorruptFileError, match="no shard of this engine"):
+        read_footer(store, PATH)
+
+
+def test_a_missing_shard_is_not_found(store: Store) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_footer(store, PATH)
+
+
+def test_the_json_of_a_record_is_what_it_was() -> None:
+    golden = (GOLDEN / "image_record.json").read_text()
+    assert full_record().model_dump_json(indent=1) + "\n" == golden
+    assert ImageRecord.model_validate_json(golden) == full_record()
+
+
+def test_the_arrow_schema_is_what_it_was() -> None:
+    fields = [f"{field.name}: {field.type}" for field in SCHEMA]
+    assert "\n".join(fields) + "\n" == (GOLDEN / "shard_schema.txt").read_text()
+
+
+def test_the_parquet_schema_is_what_it_was(store: LocalStore) -> None:
+    """As other programs meet it."""
+    publish_shard(store, PATH, HEADER, [full_record()])
+    with pq.ParquetFile(store.root / PATH) as file:
+        columns = [
+            f"{column.path} {column.physical_type} {column.logical_type} "
+            f"{column.max_definition_level} {column.max_repetition_level}"
+            for column in (file.schema.column(i) for i in range(len(file.schema)))
+        ]
+    assert "\n".join(columns) + "\n" == (GOLDEN / "shard_columns.txt").read_text()
+
+
+def test_the_schema_has_the_fields_of_the_record_in_its_order() -> None:
+    assert SCHEMA.names == list(ImageRecord.model_fields)
+
+
+def test_a_record_without_a_field_or_with_one_too_many_is_refused() -> None:
+    fields = image_record(1).model_dump(mode="json")
+    with pytest.raises(ValueError, match="widht"):
+        ImageRecord.model_validate(fields | {"widht": 4})
+    del fields["width"]
+    with pytest.raises(ValueError, match="width"):
+        ImageRecord.model_validate(fields)
