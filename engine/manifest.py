@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from engine import layout
 from engine.errors import ConfigError, CorruptFileError, EngineError
-from engine.shards import read_footer, read_records
+from engine.shards import ShardHeader, read_footer, read_records
 from engine.stats import Stats
 from engine.store import Store
 from stages.records import Record, StageName
@@ -90,16 +90,18 @@ def freeze_plan(store: Store, folder: str, plan: RoundPlan) -> RoundPlan:
 
 def load_plan(store: Store, folder: str) -> RoundPlan:
     path = layout.plan_path(folder)
+    data = store.read(path)
     try:
-        table = pq.read_table(io.BytesIO(store.read(path)))
+        table = pq.read_table(io.BytesIO(data))
         metadata = table.schema.metadata
         return RoundPlan(
             header=PlanHeader.model_validate_json(metadata[_HEADER_KEY]),
             image_ids=table["image_id"].to_numpy(),
             images_per_shard=int(metadata[b"images_per_shard"]),
         )
-    except (pa.ArrowInvalid, KeyError, ValidationError) as error:
-        raise CorruptFileError(f"{path} is not a plan: {error}; start a new run") from error
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CorruptFileError(f"{path} is not a plan: {reason}; start a new run") from error
 
 
 def published_shards(store: Store, shards: str) -> set[int]:
@@ -174,6 +176,9 @@ def _faults(
         return
     if [record.image_id for record in records] != plan.shard(shard).tolist():
         yield f"{path}: its images are not those of the plan"
+    planned = ShardHeader(shard=shard, **plan.header.model_dump())
+    if footer.header != planned:
+        yield f"{path}: made with {_differences(footer.header, planned, 'planned')}"
     if footer.num_masks != sum(len(record.masks) for record in records):
         yield f"{path}: its footer counts {footer.num_masks} masks, its rows hold another number"
     if manifest is not None:
@@ -196,8 +201,11 @@ def _describe(store: Store, path: str) -> tuple[ShardManifest, Stats]:
     return described, footer.stats
 
 
-def _differences(frozen: Record, given: Record) -> str:
-    before, now = frozen.model_dump(), given.model_dump()
+def _differences(found: Record, expected: Record, now: str = "is now") -> str:
+    """Fields that differ, with both values."""
+    before, after = found.model_dump(mode="json"), expected.model_dump(mode="json")
     return ", ".join(
-        f"{name} {before[name]}, is now {now[name]}" for name in before if before[name] != now[name]
+        f"{name} {before[name]}, {now} {after[name]}"
+        for name in before
+        if before[name] != after[name]
     )
