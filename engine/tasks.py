@@ -186,7 +186,8 @@ class TaskQueue:
             .group_by(_TASKS.c.state)
         )
         with self._engine.connect() as connection:
-            return TaskCounts(**dict(connection.execute(query).tuples().all()))
+            rows = connection.execute(query).all()
+        return TaskCounts(**{row[0]: row[1] for row in rows})
 
     def results(self, round_index: int, image_ids: Sequence[int]) -> dict[int, TaskResult]:
         """Of those of these images whose tasks have ended."""

@@ -1,0 +1,281 @@
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.errors import StaleLeaseError
+from engine.tasks import Lease, TaskCounts, TaskQueue, sqlite_url
+from fakes import ManualClock
+from records import mask_record
+from stages.records import Submission
+
+LEASE_SECONDS = 100.0
+ROUND = 2
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def queue(tmp_path: Path, clock: ManualClock) -> Iterator[TaskQueue]:
+    queue = open_queue(tmp_path, clock)
+    yield queue
+    queue.close()
+
+
+def open_queue(folder: Path, clock: Callable[[], float]) -> TaskQueue:
+    return TaskQueue(
+        sqlite_url(folder / "run" / "tasks.sqlite"),
+        clock=clock,
+        lease_seconds=LEASE_SECONDS,
+        max_attempts=3,
+    )
+
+
+def answer(seconds: float = 3.5) -> Submission:
+    return Submission(masks=(mask_record(0),), seconds=seconds)
+
+
+def claim(queue: TaskQueue, owner: str = "ann") -> Lease:
+    lease = queue.claim(owner, ROUND)
+    assert lease is not None
+    return lease
+
+
+def test_tasks_are_handed_out_in_order_once_each(queue: TaskQueue, clock: ManualClock) -> None:
+    assert queue.add(ROUND, [30, 10, 20]) == 3
+    leases = [claim(queue, owner) for owner in ("ann", "ben", "ann")]
+    assert [lease.image_id for lease in leases] == [30, 10, 20]
+    assert [lease.owner for lease in leases] == ["ann", "ben", "ann"]
+    assert len({lease.token for lease in leases}) == 3
+    assert all(lease.expires_at == clock.now + LEASE_SECONDS for lease in leases)
+    assert queue.claim("ann", ROUND) is None
+
+
+def test_adding_again_adds_only_what_is_new(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1, 2])
+    queue.submit(claim(queue), answer())
+    assert queue.add(ROUND, [1, 2, 3]) == 1
+    assert queue.counts(ROUND) == TaskCounts(open=2, submitted=1)
+
+
+def test_rounds_do_not_see_each_other(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1])
+    queue.add(ROUND + 1, [1, 2])
+    assert claim(queue).round == ROUND
+    assert queue.claim("ann", ROUND) is None
+    assert queue.counts(ROUND + 1) == TaskCounts(open=2)
+    assert queue.results(ROUND + 1, [1, 2]) == {}
+
+
+def test_a_submission_ends_its_task_and_is_read_back(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1, 2])
+    assert queue.submit(claim(queue), answer())
+    results = queue.results(ROUND, [1, 2])
+    assert results.keys() == {1}
+    assert results[1].submission == answer()
+    assert results[1].error == ""
+    assert queue.counts(ROUND) == TaskCounts(open=1, submitted=1)
+    assert queue.counts(ROUND).left == 1
+
+
+def test_submitting_again_under_one_lease_keeps_the_first(
+    queue: TaskQueue, clock: ManualClock
+) -> None:
+    queue.add(ROUND, [1])
+    lease = claim(queue)
+    assert queue.submit(lease, answer(1.0))
+    assert not queue.submit(lease, answer(2.0))
+    clock.advance(10 * LEASE_SECONDS)
+    assert not queue.submit(lease, answer(3.0))  # late, but it was in time once
+    assert queue.results(ROUND, [1])[1].submission == answer(1.0)
+
+
+ACTIONS: dict[str, Callable[[TaskQueue, Lease], object]] = {
+    "renew": lambda queue, lease: queue.renew(lease),
+    "submit": lambda queue, lease: queue.submit(lease, answer()),
+    "release": lambda queue, lease: queue.release(lease),
+    "fail": lambda queue, lease: queue.fail(lease, "broke"),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_expired_lease_is_refused(queue: TaskQueue, clock: ManualClock, action: str) -> None:
+    queue.add(ROUND, [7])
+    lease = claim(queue)
+    clock.advance(LEASE_SECONDS)
+    with pytest.raises(StaleLeaseError, match=f"cannot {action} image 7 of round 2.*ann.*expired"):
+        ACTIONS[action](queue, lease)
+    assert queue.counts(ROUND).left == 1
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_lease_whose_task_has_passed_on_is_refused(
+    queue: TaskQueue, clock: ManualClock, action: str
+) -> None:
+    queue.add(ROUND, [7])
+    late = claim(queue)
+    clock.advance(LEASE_SECONDS)
+    held = claim(queue, "ben")
+    with pytest.raises(StaleLeaseError):
+        ACTIONS[action](queue, late)
+    assert queue.submit(held, answer(9.0))
+    with pytest.raises(StaleLeaseError):
+        ACTIONS[action](queue, late)
+    assert queue.results(ROUND, [7])[7].submission == answer(9.0)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_lease_that_was_given_back_is_refused(queue: TaskQueue, action: str) -> None:
+    queue.add(ROUND, [7])
+    lease = claim(queue)
+    queue.release(lease)
+    with pytest.raises(StaleLeaseError):
+        ACTIONS[action](queue, lease)
+
+
+@pytest.mark.parametrize("action", ["renew", "release", "fail"])
+def test_after_submitting_a_lease_is_good_for_nothing_else(queue: TaskQueue, action: str) -> None:
+    queue.add(ROUND, [7])
+    lease = claim(queue)
+    queue.submit(lease, answer())
+    with pytest.raises(StaleLeaseError):
+        ACTIONS[action](queue, lease)
+    assert queue.counts(ROUND) == TaskCounts(submitted=1)
+
+
+def test_a_lease_of_another_task_does_not_open_this_one(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1, 2])
+    first, second = claim(queue), claim(queue)
+    forged = second.model_copy(update={"token": first.token})
+    with pytest.raises(StaleLeaseError):
+        queue.submit(forged, answer())
+
+
+def test_an_expired_task_is_handed_out_anew(queue: TaskQueue, clock: ManualClock) -> None:
+    queue.add(ROUND, [1])
+    first = claim(queue)
+    clock.advance(LEASE_SECONDS - 1)
+    assert queue.claim("ben", ROUND) is None
+    clock.advance(1)
+    second = claim(queue, "ben")
+    assert second.image_id == first.image_id
+    assert second.token != first.token
+
+
+def test_a_renewed_lease_lives_its_full_time_again(queue: TaskQueue, clock: ManualClock) -> None:
+    queue.add(ROUND, [1])
+    lease = claim(queue)
+    for _ in range(5):
+        clock.advance(LEASE_SECONDS - 1)
+        lease = queue.renew(lease)
+        assert lease.expires_at == clock.now + LEASE_SECONDS
+    assert queue.claim("ben", ROUND) is None
+    assert queue.submit(lease, answer())
+
+
+def test_a_lease_from_before_its_renewal_is_as_good(queue: TaskQueue, clock: ManualClock) -> None:
+    queue.add(ROUND, [1])
+    lease = claim(queue)
+    clock.advance(LEASE_SECONDS - 1)
+    queue.renew(lease)
+    clock.advance(LEASE_SECONDS - 1)
+    assert queue.submit(lease, answer())
+
+
+def test_a_released_task_is_open_again_and_nobody_is_to_blame(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1])
+    for _ in range(10):
+        queue.release(claim(queue))
+    assert queue.counts(ROUND) == TaskCounts(open=1)
+
+
+def test_a_task_is_given_up_after_its_last_failure(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1])
+    for attempt in (1, 2):
+        queue.fail(claim(queue), f"broke {attempt} times")
+        assert queue.counts(ROUND) == TaskCounts(open=1)
+    queue.fail(claim(queue), "broke for good")
+    assert queue.counts(ROUND) == TaskCounts(given_up=1)
+    assert queue.claim("ann", ROUND) is None
+    result = queue.results(ROUND, [1])[1]
+    assert (result.submission, result.error) == (None, "broke for good")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_lease_of_a_task_that_was_given_up_is_refused(queue: TaskQueue, action: str) -> None:
+    queue.add(ROUND, [1])
+    lease = claim(queue)
+    queue.fail(lease, "broke")
+    queue.fail(claim(queue), "broke")
+    last = claim(queue)
+    queue.fail(last, "broke")
+    for stale in (lease, last):
+        with pytest.raises(StaleLeaseError):
+            ACTIONS[action](queue, stale)
+
+
+def test_a_task_that_failed_and_was_answered_in_the_end_has_its_answer(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1])
+    queue.fail(claim(queue), "broke once")
+    queue.submit(claim(queue), answer())
+    assert queue.results(ROUND, [1])[1].submission == answer()
+
+
+def test_two_threads_never_hold_the_same_task(queue: TaskQueue) -> None:
+    queue.add(ROUND, range(200))
+    claimed: dict[str, list[int]] = {"ann": [], "ben": []}
+    begin = threading.Barrier(2)
+
+    def work(owner: str) -> None:
+        begin.wait()
+        while (lease := queue.claim(owner, ROUND)) is not None:
+            claimed[owner].append(lease.image_id)
+            queue.submit(lease, answer())
+
+    threads = [threading.Thread(target=work, args=(owner,)) for owner in claimed]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed["ann"] + claimed["ben"]) == list(range(200))
+    assert queue.counts(ROUND) == TaskCounts(submitted=200)
+
+
+CLAIMS_AND_DIES = """
+import os, signal, sys
+from engine.tasks import TaskQueue
+from stages.records import Submission
+
+queue = TaskQueue(sys.argv[1], clock=lambda: 1000.0, lease_seconds=100.0, max_attempts=3)
+queue.add(2, [1, 2, 3])
+queue.submit(queue.claim("ann", 2), Submission(seconds=4.0))
+queue.claim("ann", 2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_tasks_outlive_the_process_that_kept_them(tmp_path: Path, clock: ManualClock) -> None:
+    url = sqlite_url(tmp_path / "run" / "tasks.sqlite")
+    assert subprocess.run([sys.executable, "-c", CLAIMS_AND_DIES, url]).returncode < 0
+    queue = open_queue(tmp_path, clock)
+    assert queue.add(ROUND, [1, 2, 3]) == 0
+    assert queue.counts(ROUND) == TaskCounts(open=1, leased=1, submitted=1)
+    assert queue.results(ROUND, [1])[1].submission == Submission(seconds=4.0)
+    assert claim(queue).image_id == 3
+    assert queue.claim("ann", ROUND) is None
+    clock.advance(LEASE_SECONDS)
+    assert {claim(queue).image_id, claim(queue).image_id} == {2, 3}
+    queue.close()
+
+
+def test_results_of_many_images_are_read_at_once(queue: TaskQueue) -> None:
+    queue.add(ROUND, range(3000))
+    queue.submit(claim(queue), answer())
+    assert queue.results(ROUND, range(3000)).keys() == {0}
+    assert queue.results(ROUND, []) == {}
