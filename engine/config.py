@@ -125,12 +125,13 @@ def load_config(path: str) -> EngineConfig:
     """A YAML file, or by its bare name one that comes with the project (`demo`)."""
     packaged = files("configs") / f"{path}.yaml"
     try:
-        text = packaged.read_text() if packaged.is_file() else Path(path).read_text()
-    except OSError as error:
+        text = (packaged if packaged.is_file() else Path(path)).read_text("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, names no file has
         names = sorted(p.name.removesuffix(".yaml") for p in files("configs").iterdir())
         shipped = ", ".join(name for name in names if "." not in name and "_" not in name[:1])
         raise ConfigError(
-            f"cannot read config {path}: {error.strerror}; give a YAML file or one of {shipped}"
+            f"cannot read config {path}: {getattr(error, 'strerror', None) or error}; give a YAML "
+            f"file or one of {shipped}"
         ) from error
     return parse_config(text, path)
 

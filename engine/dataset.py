@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from pydantic import Field, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from engine.context import WorkerContext
@@ -42,7 +42,7 @@ class MixConfig(Record):
     """Times an image of this stage appears in an epoch."""
     semi_automatic: PositiveInt = 10
     fully_automatic: PositiveInt = 1
-    scale_jitter: tuple[float, float] = Field(default=(0.1, 2.0))
+    scale_jitter: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
     """Large-scale jitter of images that people annotated, relative to filling the input. Automatic
     data is not augmented, nor is anything whose embeddings are stored."""
 
