@@ -232,7 +232,8 @@ class _Placement:
         top, left = (
             (side - part) * at for side, part, at in zip(size_hw, kept, where, strict=True)
         )
-        height, width = (min(image_size, max(1, round(part * per_pixel))) for part in kept)
+        # Halves go up, as in ResizeLongestSide: a stored embedding was made in that frame.
+        height, width = (min(image_size, max(1, int(part * per_pixel + 0.5))) for part in kept)
         return _Placement((left, top, left + kept[1], top + kept[0]), (height, width))
 
     def apply(

@@ -119,12 +119,13 @@ def read_footer(store: Store, path: str) -> ShardFooter:
 def read_records(store: Store, path: str) -> Iterator[ImageRecord]:
     with _opened(store, path) as file:
         for group in range(file.num_row_groups):
-            yield from _records(file, group)
+            yield from _records(file.read_row_group(group))
 
 
 def read_record(store: Store, path: str, row: int) -> ImageRecord:
     with _opened(store, path) as file:
-        return _records(file, row // ROWS_PER_GROUP)[row % ROWS_PER_GROUP]
+        group = file.read_row_group(row // ROWS_PER_GROUP)
+        return next(_records(group.slice(row % ROWS_PER_GROUP, 1)))
 
 
 def read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
@@ -171,6 +172,6 @@ def _opened(store: Store, path: str) -> Iterator[pq.ParquetFile]:
             raise CorruptFileError(f"{path} is damaged or not a shard: {reason}") from error
 
 
-def _records(file: pq.ParquetFile, group: int) -> list[ImageRecord]:
-    rows = file.read_row_group(group).to_pylist()
-    return [ImageRecord.model_validate(row | {"drops": dict(row["drops"])}) for row in rows]
+def _records(rows: pa.Table) -> Iterator[ImageRecord]:
+    for row in rows.to_pylist():
+        yield ImageRecord.model_validate(row | {"drops": dict(row["drops"])})
