@@ -16,7 +16,7 @@ from engine import layout
 from engine.context import WorkerContext
 from engine.corpus import CorpusRow
 from engine.errors import StaleLeaseError, StorageError, UnreadableImageError
-from engine.executor import POLL_SECONDS, Done, Executor, Outcome
+from engine.executor import POLL_SECONDS, Done, Executor, Failed, Outcome
 from engine.images import WorkSize, work_size_hw
 from engine.shards import ShardHeader, publish_shard, read_record, read_records
 from engine.store import Store
@@ -83,13 +83,17 @@ def answer_tasks(
         owner: under which the tasks are claimed.
         on_task: called after each task that ended.
     """
+    failed: set[int] = set()
     with _Renewals(queue, lease_seconds) as held:
         while queue.counts(round_index).left:
             while executor.has_room() and (lease := queue.claim(owner, round_index)) is not None:
                 held.add(lease)
-                executor.submit(unit_of(lease))
+                executor.submit(unit_of(lease), alone=lease.image_id in failed)
             for outcome in executor.wait(POLL_SECONDS):
-                _hand_in(queue, held.take(outcome.unit.lease), outcome)
+                lease = held.take(outcome.unit.lease)
+                if isinstance(outcome, Failed):
+                    failed.add(lease.image_id)
+                _hand_in(queue, lease, outcome)
                 on_task()
 
 

@@ -27,6 +27,7 @@ class Unit(Protocol):
 @dataclass(frozen=True)
 class Done:
     unit: Any
+    """The very object that was submitted."""
     result: Any
 
 
@@ -46,9 +47,15 @@ class Executor(Protocol):
     def has_room(self) -> bool:
         """Whether another unit would start soon; more may be submitted all the same."""
 
-    def submit(self, unit: Unit) -> None: ...
+    def submit(self, unit: Unit, *, alone: bool = False) -> None:
+        """
+        Args:
+            alone: with nothing else on its worker, so that its death concerns no other unit.
+        """
+
     def wait(self, timeout: float) -> list[Outcome]:
-        """Outcomes since the last call, as soon as there is one; empty after `timeout` seconds."""
+        """Outcomes since the last call, as soon as there is one; empty after `timeout` seconds at
+        the latest, and sooner when there has come to be room."""
 
     def close(self) -> None: ...
 
@@ -65,10 +72,14 @@ def run_unit(unit: Unit, context: WorkerContext) -> Outcome:
 
 
 def run_all(executor: Executor, units: Iterable[Unit]) -> Iterator[Outcome]:
-    """Outcomes of independent units as they come, drawn as the executor has room."""
+    """Outcomes of independent units as they come, drawn as the executor has room.
+
+    What fails is tried once more: a dead machine is no fault of its work.
+    """
     waiting = iter(units)
     exhausted, in_flight = False, 0
-    while in_flight or not exhausted:
+    retried: list[Unit] = []
+    while True:
         while not exhausted and executor.has_room():
             unit = next(waiting, None)
             if unit is None:
@@ -76,10 +87,16 @@ def run_all(executor: Executor, units: Iterable[Unit]) -> Iterator[Outcome]:
             else:
                 executor.submit(unit)
                 in_flight += 1
-        if in_flight:
-            outcomes = executor.wait(POLL_SECONDS)
-            in_flight -= len(outcomes)
-            yield from outcomes
+        if exhausted and not in_flight:
+            return
+        for outcome in executor.wait(POLL_SECONDS):
+            unit = outcome.unit
+            if isinstance(outcome, Failed) and not any(unit is other for other in retried):
+                retried.append(unit)
+                executor.submit(unit, alone=True)
+            else:
+                in_flight -= 1
+                yield outcome
 
 
 class LocalExecutor:
@@ -92,7 +109,7 @@ class LocalExecutor:
     def has_room(self) -> bool:
         return not self._units
 
-    def submit(self, unit: Unit) -> None:
+    def submit(self, unit: Unit, *, alone: bool = False) -> None:
         self._units.append(unit)
 
     def wait(self, timeout: float) -> list[Outcome]:

@@ -3,7 +3,8 @@
 A shard that fails twice is taken apart: each of its images is worked on alone, and published as a
 part of its own. An image that fails there `max_attempts` times is given up: its row says so. When
 all parts exist they are put together into the shard. So one poisoned image costs the round one
-row, and every image has exactly one.
+row, and every image has exactly one. What has failed once gets a worker to itself, so that it takes
+nothing with it again.
 """
 
 import logging
@@ -79,17 +80,22 @@ class _Production:
     def run(self, units: Iterator[ShardUnit]) -> None:
         in_flight = 0
         exhausted = False
-        while in_flight or self._again or not exhausted:
+        while True:
             while self._executor.has_room() and (self._again or not exhausted):
                 unit = self._again.popleft() if self._again else next(units, None)
                 if unit is None:
                     exhausted = True
                     break
-                self._executor.submit(unit)
+                self._executor.submit(unit, alone=self._is_suspect(unit))
                 in_flight += 1
+            if exhausted and not in_flight and not self._again:
+                return
             for outcome in self._executor.wait(POLL_SECONDS):
                 in_flight -= 1
                 self._handle(outcome)
+
+    def _is_suspect(self, unit: ShardUnit) -> bool:
+        return unit.part is not None or self._failures[unit.path] > 0
 
     def _handle(self, outcome: Done | Failed) -> None:
         unit: ShardUnit = outcome.unit

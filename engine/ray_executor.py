@@ -3,27 +3,32 @@
 An actor holds the model and works its units off in order, two in flight so that it never waits.
 When one dies it is replaced. If it had one unit, that unit is charged with the death; if it had
 two, nobody knows which was to blame, so each is tried again alone on an actor.
+
+An actor is given work once it has started, not before: what replaces the actors of a lost machine
+may wait for a place for ever, while the others go on.
 """
 
 import logging
 import platform
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from engine import layout
 from engine.context import WorkerContext, WorkerSpec
 from engine.errors import EngineError
-from engine.executor import Done, Failed, Outcome, Unit, run_unit
+from engine.executor import Failed, Outcome, Unit, run_unit
 
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
 MAX_FAILED_STARTS = 3
+PATIENCE_SECONDS = 60.0
+"""Without any worker, until we say that we wait for one."""
 
 
 class _Worker:
@@ -60,7 +65,8 @@ class _Slot:
     """Its unit must not be joined by another."""
 
     def room(self) -> int:
-        return 0 if self.solo else IN_FLIGHT - len(self.running)
+        started = self.starting is None
+        return IN_FLIGHT - len(self.running) if started and not self.solo else 0
 
 
 class RayExecutor:
@@ -69,24 +75,25 @@ class RayExecutor:
         self._spec = spec
         self._gpus = gpus_per_worker
         self._queue: deque[Unit] = deque()
-        self._suspects: deque[Unit] = deque()
+        self._alone: deque[Unit] = deque()
+        """Units that must have a worker to themselves."""
         self._failed_starts = 0
+        self._last_alive = time.monotonic()
         self._slots = [self._start_actor() for _ in range(workers)]
 
     def has_room(self) -> bool:
-        return not self._queue and any(slot.room() > 0 for slot in self._slots)
+        waiting = self._queue or self._alone
+        return not waiting and any(slot.room() > 0 for slot in self._slots)
 
-    def submit(self, unit: Unit) -> None:
-        self._queue.append(unit)
+    def submit(self, unit: Unit, *, alone: bool = False) -> None:
+        (self._alone if alone else self._queue).append(unit)
         self._assign()
 
     def wait(self, timeout: float) -> list[Outcome]:
-        deadline = time.monotonic() + timeout
-        while True:
-            self._assign()
-            outcomes = self._collect(max(0.0, deadline - time.monotonic()))
-            if outcomes or time.monotonic() >= deadline:
-                return outcomes
+        self._assign()
+        outcomes = self._collect(timeout)
+        self._tell_of_waiting()
+        return outcomes
 
     def close(self) -> None:
         for slot in self._slots:
@@ -103,14 +110,17 @@ class RayExecutor:
         return _Slot(actor=actor, starting=actor.start.remote())
 
     def _assign(self) -> None:
-        """Suspects first, each on an idle actor; then the queue, evenly."""
+        """First those that must be alone, each to an idle actor; then the queue, evenly.
+
+        While one waits to be alone nobody is given more, or no actor might ever become idle.
+        """
         for slot in self._slots:
-            if self._suspects and not slot.running:
+            if self._alone and slot.starting is None and not slot.running:
                 slot.solo = True
-                self._send(slot, self._suspects.popleft())
-        while self._queue:
+                self._send(slot, self._alone.popleft())
+        while self._queue and not self._alone:
             slot = max(self._slots, key=_Slot.room)
-            if slot.room() <= 0:
+            if slot.room() == 0:
                 return
             self._send(slot, self._queue.popleft())
 
@@ -119,67 +129,76 @@ class RayExecutor:
         slot.running[slot.actor.run.remote(unit)] = unit
 
     def _collect(self, timeout: float) -> list[Outcome]:
-        owners = {ref: slot for slot in self._slots for ref in slot.running}
-        starts = {slot.starting: slot for slot in self._slots if slot.starting is not None}
-        waiting = [*owners, *starts]
+        waiting = [slot.starting for slot in self._slots if slot.starting is not None]
+        waiting += [ref for slot in self._slots for ref in slot.running]
         if not waiting:
-            time.sleep(min(timeout, 0.05))
+            time.sleep(timeout)
             return []
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout)
         if ready:  # take all that have arrived, not only the first
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         outcomes: list[Outcome] = []
-        for ref in ready:
-            if ref in starts and starts[ref].starting is not None:
-                self._started(starts[ref], ref)
-            elif ref in owners and ref in owners[ref].running:
-                outcomes += self._finished(owners[ref], ref)
+        for slot in tuple(self._slots):
+            if slot.starting in ready:
+                self._started(slot)
+            for ref in ready:
+                if ref in slot.running:  # no more if the actor died on an earlier one
+                    outcomes += self._finished(slot, ref)
         return outcomes
 
-    def _started(self, slot: _Slot, ref: Any) -> None:
-        slot.starting = None
+    def _started(self, slot: _Slot) -> None:
         try:
-            ray.get(ref)
-            self._failed_starts = 0
+            ray.get(slot.starting)
         except RayTaskError as error:
             raise EngineError(f"workers cannot start: {error.cause}") from error
-        except RayActorError as error:
-            self._died_starting(slot, error)
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts == MAX_FAILED_STARTS:
+                raise EngineError(
+                    f"{MAX_FAILED_STARTS} workers in a row died while loading the model: {error}"
+                ) from error
+            self._replace(slot)
+            return
+        slot.starting = None
+        self._failed_starts = 0
 
     def _finished(self, slot: _Slot, ref: Any) -> list[Outcome]:
+        unit = slot.running[ref]
         try:
-            outcome: Done | Failed = ray.get(ref)
-        except RayActorError as error:
-            if slot.starting is not None:
-                self._died_starting(slot, error)
-                return []
-            return self._died_working(slot)
+            outcome: Outcome = replace(ray.get(ref), unit=unit)
+        except RayTaskError as error:  # outside `run_unit`: it or its result cannot be pickled
+            outcome = Failed(unit, " ".join(str(error.cause).split()))
+        except RayError as error:  # the actor is dead, or its machine, with all that it held
+            return self._died(slot, type(error).__name__)
         del slot.running[ref]
         slot.solo = False
         return [outcome]
 
-    def _died_starting(self, slot: _Slot, error: RayActorError) -> None:
-        """What it was given had not begun, so nobody is to blame."""
-        self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            raise EngineError(
-                f"{self._failed_starts} workers in a row died while loading the model: {error}"
-            ) from error
-        for unit in self._replace(slot):
-            self._queue.appendleft(unit)
-
-    def _died_working(self, slot: _Slot) -> list[Outcome]:
+    def _died(self, slot: _Slot, reason: str) -> list[Outcome]:
         units = self._replace(slot)
-        log.warning("a worker died with %d units in hand; replaced", len(units))
+        log.warning("a worker died (%s) with %d units in hand; replaced", reason, len(units))
         if len(units) == 1:
-            return [Failed(units[0], "its worker died")]
-        self._suspects.extend(units)
+            return [Failed(units[0], f"its worker died ({reason})")]
+        self._alone.extend(units)
         return []
 
     def _replace(self, slot: _Slot) -> list[Unit]:
         """Start a new actor in a dead one's place; returns what the dead one had in hand."""
+        ray.kill(slot.actor)  # it may only be out of sight
         units = list(slot.running.values())
         slot.running.clear()
-        slot.starting = None
         self._slots[self._slots.index(slot)] = self._start_actor()
         return units
+
+    def _tell_of_waiting(self) -> None:
+        now = time.monotonic()
+        if any(slot.starting is None for slot in self._slots):
+            self._last_alive = now
+        elif now - self._last_alive > PATIENCE_SECONDS:
+            self._last_alive = now
+            log.warning(
+                "waiting for a worker: each needs %d CPUs and %g GPUs, of which %s are free",
+                self._spec.threads,
+                self._gpus,
+                {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")},
+            )
