@@ -25,19 +25,21 @@ class RayMachines:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if ray.is_initialized():
             return
+        address = os.environ.get("RAY_ADDRESS")
         try:
-            if "RAY_ADDRESS" in os.environ:
+            if address:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR)
             else:
                 ray.init(
+                    address="local",  # not whatever else may run on this machine
+                    num_cpus=_cpus_here(execution),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     object_store_memory=OBJECT_STORE_BYTES,
                 )
-        except (ConnectionError, RuntimeError) as error:
-            where = os.environ.get("RAY_ADDRESS", "this machine")
-            raise EngineError(f"cannot use Ray on {where}: {error}") from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise EngineError(f"cannot use Ray on {address or 'this machine'}: {error}") from error
 
     def executor(self, spec: WorkerSpec) -> RayExecutor:
         execution = self._execution
@@ -52,3 +54,13 @@ class RayMachines:
         if execution.gpus_per_worker:
             return max(1, int(resources.get("GPU", 0) / execution.gpus_per_worker))
         return max(1, int(resources.get("CPU", 1) / execution.threads_per_worker))
+
+
+def _cpus_here(execution: ExecutionConfig) -> int | None:
+    """To Ray, CPUs are mere bookkeeping: where a config asks for more than this machine has, it
+    gets them, rather than waiting for them for ever. None: what Ray finds."""
+    wanted = max(
+        (execution.workers or 1) * execution.threads_per_worker,
+        execution.train_workers * execution.train_threads,
+    )
+    return wanted if wanted > (os.cpu_count() or 1) else None
