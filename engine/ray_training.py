@@ -5,6 +5,9 @@ run's name, which therefore carries everything that shapes the training.
 """
 
 import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import ray.train
@@ -39,10 +42,29 @@ def train_on_ray(store: Store, job: TrainingJob) -> None:
         ),
     )
     try:
-        trainer.fit()
+        _run_aside(trainer.fit)
     except ray.train.TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1]
         raise EngineError(f"the training of {job.target} failed: {reason}") from error
+
+
+def _run_aside(work: Callable[[], object]) -> None:
+    """Wait for `work` in a thread of its own.
+
+    In the main thread Ray Train takes Ctrl-C for itself, and for good: a stopped training would
+    look like one that has finished, and so would all that is stopped after it.
+    """
+    finished: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            finished.set_result(None)
+        except BaseException as error:
+            finished.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    finished.result()
 
 
 def _run_rank(loop_config: dict[str, TrainingJob]) -> None:
