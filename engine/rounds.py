@@ -100,8 +100,7 @@ def _start(run: Run) -> RoundOutcome:
             save_checkpoint(given.sam, copy, given.lineage or Lineage())
             run.store.publish_folder(path, copy)
     outcome = RoundOutcome(checkpoint=path, evaluation=evaluate_checkpoint(run, path))
-    run.store.publish(layout.START, outcome.model_dump_json(indent=1).encode())
-    return outcome
+    return _publish_outcome(run, layout.START, outcome)
 
 
 def _run_round(run: Run, index: int, current: RoundOutcome) -> RoundOutcome:
@@ -117,7 +116,7 @@ def _run_round(run: Run, index: int, current: RoundOutcome) -> RoundOutcome:
             annotate_with_tasks(run, plan, folder, current.checkpoint)
     manifest = seal(run.store, folder, plan)
     outcome = _retrain(run, index, current) if mine.retrain else _unchanged(current)
-    run.store.publish(layout.outcome_path(folder), outcome.model_dump_json(indent=1).encode())
+    outcome = _publish_outcome(run, layout.outcome_path(folder), outcome)
     run.progress.say(_summary(index, manifest, outcome, time.monotonic() - started))
     return outcome
 
@@ -224,6 +223,12 @@ def train_once(
     job = RetrainingJob(store.uri, config, index, checkpoint or last, folders, target)
     LocalMachines().train(store, job)
     return target
+
+
+def _publish_outcome(run: Run, path: str, outcome: RoundOutcome) -> RoundOutcome:
+    """The outcome that counts: another driver of the run may have published its own before."""
+    run.store.publish(path, outcome.model_dump_json(indent=1).encode())
+    return _load_outcome(run.store, path)
 
 
 def load_outcome(store: Store, folder: str) -> RoundOutcome | None:
