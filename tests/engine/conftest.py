@@ -1,0 +1,47 @@
+"""The one Ray of all tests that need one: it takes seconds to start."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from faults import environment_here
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+OBJECT_STORE_BYTES = 80 * 2**20
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator["Cluster"]:
+    """A head with two (nominal) CPUs, to which this process is connected."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    # A short path: Ray's sockets lie below it, and their names have 107 bytes at most.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    with environment_here():
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 2,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "temp_dir": folder,
+                "_system_config": {
+                    # A lost node is noticed within seconds, not minutes.
+                    "health_check_initial_delay_ms": 1000,
+                    "health_check_period_ms": 1000,
+                    "health_check_failure_threshold": 3,
+                },
+            },
+        )
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

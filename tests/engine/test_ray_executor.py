@@ -1,0 +1,125 @@
+"""The executor on real Ray actors, some of which die."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine import layout, ray_executor
+from engine.context import WorkerSpec
+from engine.errors import EngineError
+from engine.executor import Done, Failed, Outcome, Unit, run_all
+from engine.ray_executor import RayExecutor
+from engine.store import LocalStore
+from faulty_units import Die, Echo, Raise, RefuseToWrite, ReturnBytes, ReturnLock
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
+    """Of workers that hold no model."""
+    store = LocalStore(tmp_path_factory.mktemp("run"))
+    store.publish(layout.CONFIG, b"")
+    return WorkerSpec(store.uri, checkpoint="")
+
+
+@pytest.fixture(scope="module")
+def executor(ray_cluster: object, spec: WorkerSpec) -> Iterator[RayExecutor]:
+    with closing(RayExecutor(spec, workers=1)) as executor:
+        yield executor
+
+
+def test_every_unit_comes_back_once_as_a_result_or_as_one_line(executor: RayExecutor) -> None:
+    units: list[Unit] = [
+        *(Echo(str(number)) for number in range(20)),
+        ReturnBytes(2**20),
+        Raise(ValueError("two\nlines")),
+        RefuseToWrite(),
+        ReturnLock(),
+    ]
+    outcomes = {id(outcome.unit): outcome for outcome in run_all(executor, units)}
+    *echoed, large, raised, refused, stuck = (outcomes[id(unit)] for unit in units)
+    assert [outcome.result for outcome in echoed] == [str(number) for number in range(20)]
+    assert large.result == bytes(2**20)
+    assert raised.error.startswith("ValueError: two lines (faulty_units.py:")
+    assert "No space left" in refused.error
+    assert [raised.storage, refused.storage] == [False, True]
+    assert "lock" in stuck.error
+    assert "\n" not in stuck.error
+
+
+def test_of_two_units_in_hand_only_the_deadly_one_is_charged_with_the_death(
+    executor: RayExecutor,
+) -> None:
+    deadly, innocent = Die(), Echo("alive")
+    _wait_for_room(executor)
+    executor.submit(deadly)
+    executor.submit(innocent)
+    failed, done = _outcomes(executor, 2)
+    assert failed == Failed(deadly, "its worker died (ActorDiedError)")
+    assert done == Done(innocent, "alive")
+
+
+def test_what_must_be_alone_shares_its_worker_with_nothing(executor: RayExecutor) -> None:
+    deadly = Die()
+    _wait_for_room(executor)
+    executor.submit(Echo("before"))
+    executor.submit(deadly, alone=True)
+    executor.submit(Echo("after"))
+    assert not executor.has_room()
+    before, failed, after = _outcomes(executor, 3)
+    assert failed.unit is deadly
+    assert [before, after] == [Done(before.unit, "before"), Done(after.unit, "after")]
+
+
+def test_work_goes_on_with_the_workers_that_found_a_place(spec: WorkerSpec) -> None:
+    with closing(RayExecutor(spec, workers=4)) as executor:  # of which two at most fit
+        units = [Echo(str(number)) for number in range(20)]
+        assert sorted(outcome.result for outcome in run_all(executor, units)) == sorted(
+            unit.text for unit in units
+        )
+
+
+def test_it_says_what_it_waits_for_when_no_worker_finds_a_place(
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_executor, "PATIENCE_SECONDS", 0.1)
+    with closing(RayExecutor(replace(spec, threads=64), workers=1)) as executor:
+        assert executor.wait(0.2) == []
+        assert not executor.has_room()
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("waiting for a worker: each needs 64 CPUs and 0 GPUs")
+
+
+def test_workers_that_cannot_load_their_model_end_the_run_in_one_line(spec: WorkerSpec) -> None:
+    with (
+        closing(RayExecutor(replace(spec, checkpoint="no-such-model"), workers=1)) as executor,
+        pytest.raises(EngineError, match=r"workers cannot start: .*no-such-model") as caught,
+    ):
+        _wait_for_room(executor)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_folder_that_a_machine_does_not_see_ends_the_run(
+    spec: WorkerSpec, tmp_path: Path
+) -> None:
+    with (
+        closing(RayExecutor(replace(spec, store_uri=str(tmp_path)), workers=1)) as executor,
+        pytest.raises(EngineError, match=f"{tmp_path} is not visible on .*; use a disk"),
+    ):
+        _wait_for_room(executor)
+
+
+def _wait_for_room(executor: RayExecutor) -> None:
+    while not executor.has_room():
+        assert executor.wait(1.0) == []
+
+
+def _outcomes(executor: RayExecutor, count: int) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    while len(outcomes) < count:
+        outcomes += executor.wait(1.0)
+    return outcomes

@@ -1,0 +1,124 @@
+"""Faults planted from a test, and the command line run as a process that may be killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+PATIENCE_SECONDS = 60.0
+
+
+def plant(path: Path, words: str) -> None:
+    """See `fault_hooks/sitecustomize.py` for the words."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _beside(path, "fault").write_text(words)
+
+
+def lift(path: Path) -> None:
+    _beside(path, "fault").unlink(missing_ok=True)
+
+
+def held_pids(path: Path) -> list[int]:
+    """Processes that stand still at a path."""
+    return _pids(_beside(path, "held"))
+
+
+def noted_pids(path: Path) -> list[int]:
+    """One process id for each time that a noted path was met."""
+    return _pids(_beside(path, "noted"))
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {PATIENCE_SECONDS:.0f} s until {what}"
+        time.sleep(0.02)
+
+
+def environment(ray_address: str | None = None) -> dict[str, str]:
+    """Of processes that are to meet faults, and of the Ray that they start or connect to."""
+    paths = (TESTS / "fault_hooks", TESTS.parent, TESTS)
+    changes = {
+        "PYTHONPATH": os.pathsep.join(str(path) for path in paths),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    if ray_address is not None:
+        changes["RAY_ADDRESS"] = ray_address
+    return os.environ | changes
+
+
+@contextmanager
+def environment_here() -> Iterator[None]:
+    """The same in this process, for processes that somebody else starts meanwhile."""
+    saved = os.environ.copy()
+    os.environ.update(environment())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+class Driver:
+    """`sa-engine run` as a process in a session of its own."""
+
+    def __init__(self, config: str, out: Path, ray_address: str | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "engine.cli", "run", config, "--out", str(out)],
+            env=environment(ray_address),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.end()
+
+    def interrupt(self) -> None:
+        """Ctrl-C on a terminal: every process of the foreground group gets the signal."""
+        os.killpg(self._process.pid, signal.SIGINT)
+
+    def end(self) -> tuple[int, list[str]]:
+        """Wait for the end: exit status (minus the signal that killed it) and lines of stderr."""
+        try:
+            _, errors = self._process.communicate(timeout=2 * PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            _, errors = self._process.communicate()
+            raise AssertionError(f"the driver does not end: {errors}") from None
+        return self._process.returncode, errors.splitlines()
+
+    def remaining(self) -> list[int]:
+        """Processes of its session that are alive."""
+        return session_pids(self._process.pid)
+
+
+def session_pids(session: int) -> list[int]:
+    pids = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                pids.append(int(stat.parent.name))
+    return pids
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def _pids(path: Path) -> list[int]:
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
