@@ -18,6 +18,7 @@ from engine.corpus import CorpusRow
 from engine.errors import StaleLeaseError, StorageError, UnreadableImageError
 from engine.executor import POLL_SECONDS, Done, Executor, Failed, Outcome
 from engine.images import WorkSize, work_size_hw
+from engine.production import too_many_given_up
 from engine.shards import ShardHeader, publish_shard, read_record, read_records
 from engine.store import Store
 from engine.tasks import Lease, TaskQueue, TaskResult
@@ -48,7 +49,7 @@ class AnnotationUnit:
         try:
             image = context.read_image(self.row)
         except UnreadableImageError as error:
-            return Submission(seconds=0.0, skipped=str(error))
+            return Submission(seconds=0.0, status=ImageStatus(error.status), error=str(error))
         truths = context.ground_truth.masks_at(self.row, image.size_hw)
         prefilled = (
             () if self.prefilled is None else read_record(context.store, *self.prefilled).masks
@@ -75,39 +76,53 @@ def answer_tasks(
     owner: str,
     unit_of: Callable[[Lease], AnnotationUnit],
     lease_seconds: float,
+    max_given_up: int,
     on_task: Callable[[], None],
 ) -> None:
     """Play annotator until no task of the round is left.
 
     Args:
         owner: under which the tasks are claimed.
+        max_given_up: tasks that may be given up before all of this is given up.
         on_task: called after each task that ended.
+
+    Raises:
+        StorageError: something could not be written.
+        EngineError: more tasks failed than may be given up.
     """
     failed: set[int] = set()
+    given_up = 0
+    queue.take_back(owner, round_index)  # what a killed run of ours still holds
     with _Renewals(queue, lease_seconds) as held:
         while queue.counts(round_index).left:
             while executor.has_room() and (lease := queue.claim(owner, round_index)) is not None:
                 held.add(lease)
                 executor.submit(unit_of(lease), alone=lease.image_id in failed)
             for outcome in executor.wait(POLL_SECONDS):
-                lease = held.take(outcome.unit.lease)
+                held.drop(outcome.unit.lease)
+                ended = _hand_in(queue, outcome)
                 if isinstance(outcome, Failed):
-                    failed.add(lease.image_id)
-                _hand_in(queue, lease, outcome)
-                on_task()
+                    failed.add(outcome.unit.lease.image_id)
+                    given_up += ended
+                    if given_up > max_given_up:
+                        raise too_many_given_up(given_up, outcome.unit.row, outcome.error)
+                if ended:
+                    on_task()
 
 
-def _hand_in(queue: TaskQueue, lease: Lease, outcome: Outcome) -> None:
+def _hand_in(queue: TaskQueue, outcome: Outcome) -> bool:
+    """Whether this ended the task: a failure may leave it open for another attempt."""
+    lease = outcome.unit.lease
     try:
         if isinstance(outcome, Done):
-            queue.submit(lease, outcome.result)
-        elif outcome.storage:
+            return queue.submit(lease, outcome.result)
+        if outcome.storage:
             raise StorageError(outcome.error)
-        else:
-            log.warning("image %d failed: %s", lease.image_id, outcome.error)
-            queue.fail(lease, outcome.error)
+        log.warning("image %d failed: %s", lease.image_id, outcome.error)
+        return queue.fail(lease, outcome.error)
     except StaleLeaseError as error:
         log.warning("%s", error)  # somebody else has the task now, and will answer it
+        return False
 
 
 class _Renewals:
@@ -115,7 +130,7 @@ class _Renewals:
 
     def __init__(self, queue: TaskQueue, lease_seconds: float) -> None:
         self._queue, self._every = queue, lease_seconds / 3
-        self._held: dict[int, Lease] = {}
+        self._held: dict[str, Lease] = {}
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -130,21 +145,21 @@ class _Renewals:
 
     def add(self, lease: Lease) -> None:
         with self._lock:
-            self._held[lease.task_id] = lease
+            self._held[lease.token] = lease
 
-    def take(self, lease: Lease) -> Lease:
-        """The lease as it was last renewed; it is renewed no more."""
+    def drop(self, lease: Lease) -> None:
         with self._lock:
-            return self._held.pop(lease.task_id)
+            self._held.pop(lease.token, None)
 
     def _renew(self) -> None:
         while not self._done.wait(self._every):
             with self._lock:
-                for task_id, lease in self._held.items():
+                for token, lease in list(self._held.items()):
                     try:
-                        self._held[task_id] = self._queue.renew(lease)
+                        self._queue.renew(lease)
                     except StaleLeaseError as error:
                         log.warning("%s", error)
+                        del self._held[token]
 
 
 def assemble_shard(
@@ -183,7 +198,8 @@ def _record(
     work_size: WorkSize,
 ) -> ImageRecord:
     """A skipped or failed task keeps what was prefilled; its status says what happened."""
-    submission = result.submission or Submission(seconds=0.0)
+    given_up = Submission(seconds=0.0, status=ImageStatus.GIVEN_UP, error=result.error)
+    submission = result.submission or given_up
     locked = () if proposal is None else proposal.masks
     masks = enumerate((*locked, *submission.masks))
     record = image_record(
@@ -197,10 +213,10 @@ def _record(
         ),
         worker_seconds=0.0 if proposal is None else proposal.worker_seconds,
     )
-    if result.submission is None:
-        return record.model_copy(update={"status": ImageStatus.GIVEN_UP, "error": result.error})
-    if submission.skipped:
-        return record.model_copy(
-            update={"status": ImageStatus.SKIPPED, "error": submission.skipped}
-        )
-    return record
+    return record.model_copy(
+        update={
+            "status": submission.status,
+            "error": submission.error,
+            "annotator_seconds": submission.seconds,
+        }
+    )

@@ -11,13 +11,26 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from engine.errors import EngineError
 from stages.records import StageName
 
 USER_ERROR, INTERRUPTED = 2, 130
 
+
+class _Commands(TyperGroup):
+    """Typer would make a silent exit status of Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise typer.Abort from interrupt
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Build segmentation datasets in the style of SA-1B.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,6 +75,8 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except EngineError as error:
         _fail(str(error))
+    except OSError as error:  # a path that a command was given
+        _fail(f"{error.filename or 'storage'}: {error.strerror or error}")
     except typer.TyperException as error:
         _fail(f"{error.format_message()} (see --help)")
     sys.exit(status if isinstance(status, int) else 0)

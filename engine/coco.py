@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-
 from engine.errors import ConfigError, CorruptFileError
 from engine.store import read_uri
 from stages.records import Rle
-from stages.rle import rle_area, rle_from_polygons, rle_from_uncompressed
+from stages.rle import (
+    rle_area,
+    rle_from_polygons,
+    rle_from_uncompressed,
+    uncompressed_counts,
+)
 
 MAX_FRAME = 2**31 - 1  # pycocotools counts pixels in 32 bits
 
@@ -162,31 +165,9 @@ def _from_rle(segmentation: Any) -> Rle:
     if min(height, width) < 1 or height * width > MAX_FRAME:
         raise ValueError(f"an RLE of {height} x {width} pixels")
     counts = segmentation["counts"]
-    runs = _counts_of(counts) if isinstance(counts, str) else [int(count) for count in counts]
+    runs = (
+        uncompressed_counts(counts).tolist()
+        if isinstance(counts, str)
+        else [int(count) for count in counts]
+    )
     return rle_from_uncompressed(runs, height, width)
-
-
-def _counts_of(text: str) -> list[int]:
-    """Run lengths of COCO's compressed counts.
-
-    Each character holds five bits, low ones first, and in its sixth bit whether more follow; the
-    last one's fifth bit is the sign. From the fourth run on, a run is stored as its difference to
-    the one before the last.
-    """
-    codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
-    if not len(codes):
-        return []
-    last = (codes & 32) == 0
-    if codes.min() < 0 or codes.max() > 63 or not last[-1]:
-        raise ValueError("counts hold characters that no RLE has, or end within a number")
-    starts = np.flatnonzero(np.concatenate(([True], last[:-1])))
-    place = np.arange(len(codes)) - np.repeat(starts, np.diff(np.append(starts, len(codes))))
-    if place.max() > 8:
-        raise ValueError("counts hold a number of more than 40 bits")
-    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
-    negative = (codes[last] & 16) != 0
-    runs[negative] -= 1 << (5 * (place[last][negative] + 1))
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    counts: list[int] = runs.tolist()
-    return counts

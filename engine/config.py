@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from engine import layout
 from engine.corpus import CorpusConfig
@@ -42,6 +49,7 @@ class RetrainingConfig(Record):
     training: TrainingConfig = TrainingConfig()
     mix: MixConfig = MixConfig()
     detector: DetectorConfig = DetectorConfig()
+    """Its embed_dim is always that of the checkpoint."""
     detector_training: DetectorTrainingConfig = DetectorTrainingConfig()
     save_every_steps: PositiveInt = 500
     """A killed training goes on from the last multiple of this."""
@@ -83,7 +91,7 @@ class ExecutionConfig(Record):
 
 class EngineConfig(Record):
     name: str = "run"
-    seed: int = 0
+    seed: NonNegativeInt = 0
     checkpoint: str
     """Where the run starts: a name from model/checkpoints, a folder, or an official .pth file."""
     sources: SourceConfigs = Field(min_length=1)
@@ -180,7 +188,15 @@ def with_images(config: EngineConfig, source: ListedSource) -> EngineConfig:
         "rounds": [round_config.model_dump(mode="json") for round_config in rounds],
         "evaluation": {"sources": None},
     }
-    return EngineConfig.model_validate(merged(config.model_dump(mode="json"), changes))
+    return changed(config, changes)
+
+
+def changed(config: EngineConfig, changes: dict[str, Any]) -> EngineConfig:
+    """A config with nested fields replaced, checked anew."""
+    try:
+        return EngineConfig.model_validate(merged(config.model_dump(mode="json"), changes))
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from error
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -84,17 +84,24 @@ class WorkerContext:
         pixels = read_pixels(data, self.spec.limits)
         return Image(row.image_id, resize_to_work_size(pixels, self.spec.work_size))
 
-    def embedding(self, row: CorpusRow, image: Image) -> Tensor:
+    def embedding(self, row: CorpusRow, image: Image | None = None) -> Tensor:
         """(1, C, h, w) of an image, as fp16 holds it: stored or not, the values are the same.
 
         Stored embeddings are keyed by the encoder's weights, so checkpoints that share an encoder
         share embeddings.
+
+        Args:
+            image: what `row` reads as, where the caller has it; otherwise it is read if need be.
+
+        Raises:
+            UnreadableImageError: as `read_image`.
         """
         path = layout.embedding_path(self._encoder_sha256, row.sha256)
         if self.spec.keep_embeddings and self.store.exists(path):
             values = np.load(io.BytesIO(self.store.read(path)))
         else:
-            values = embed(self.checkpoint.sam, image.pixels).cpu().numpy().astype(np.float16)
+            pixels = (image or self.read_image(row)).pixels
+            values = embed(self.checkpoint.sam, pixels).cpu().numpy().astype(np.float16)
             if self.spec.keep_embeddings:
                 self.store.publish_written(path, lambda file: np.save(file, values))
         return torch.from_numpy(values).float().to(self.spec.device)

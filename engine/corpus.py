@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -187,13 +188,15 @@ class Corpus:
 
     def __init__(self, store: Store) -> None:
         self._file = pq.ParquetFile(store.open(CORPUS))
+        self._reading = Lock()  # a ParquetFile is for one thread at a time
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
     def columns(self, *names: str) -> pa.Table:
         """Whole columns, in the order of image_id."""
-        return self._file.read(columns=list(names))
+        with self._reading:
+            return self._file.read(columns=list(names))
 
     def select(
         self,
@@ -226,7 +229,9 @@ class Corpus:
             by_group[image_id // ROWS_PER_GROUP].append(image_id % ROWS_PER_GROUP)
         found: dict[int, CorpusRow] = {}
         for group, places in sorted(by_group.items()):
-            rows = self._file.read_row_group(group).take(pa.array(places)).to_pylist()
+            with self._reading:
+                table = self._file.read_row_group(group)
+            rows = table.take(pa.array(places)).to_pylist()
             found |= {row["image_id"]: CorpusRow(**row) for row in rows}
         return [found[image_id] for image_id in image_ids]
 

@@ -5,7 +5,8 @@ images, oversampled by stage, and a step takes the next slice of it. Stopping an
 step therefore needs no state, and ranks of a distributed training take disjoint slices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -18,14 +19,13 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from engine.context import WorkerContext
-from engine.corpus import Corpus, CorpusRow
+from engine.corpus import Corpus
 from engine.errors import EngineError, UnreadableImageError
 from engine.manifest import load_manifest
 from engine.shards import read_columns, read_record
 from engine.store import Store
 from model.training import TrainingBatch
 from model.transforms import to_input_square
-from stages.predictor import Image
 from stages.records import ImageRecord, Record, StageName
 from stages.rle import decode_rle
 
@@ -139,8 +139,8 @@ class ShardDataset:
 
     def embedding(self, example: TrainingExample) -> Tensor:
         """(1, C, S/16, S/16)."""
-        row = self._corpus.row(example.record.image_id)
-        return self.context.embedding(row, self._read(row))
+        with _readable(example.record):
+            return self.context.embedding(self._corpus.row(example.record.image_id))
 
     def example(self, position: int) -> TrainingExample:
         """What stands at a position of the endless sequence of epochs."""
@@ -160,21 +160,14 @@ class ShardDataset:
         rng = np.random.default_rng([self.seed, PERMUTATION, epoch])
         return rng.permutation(np.repeat(np.arange(len(self.index)), self.index.repeats))
 
-    def _read(self, row: CorpusRow) -> Image:
-        try:
-            return self.context.read_image(row)
-        except UnreadableImageError as error:
-            raise EngineError(
-                f"cannot train on {row.uri}, which was readable when it was annotated: {error}"
-            ) from error
-
     def _load(self, example: TrainingExample) -> "_Loaded":
         record, size = example.record, self.context.checkpoint.sam.config.image_size
-        row = self._corpus.row(record.image_id)
-        image = self._read(row)
-        place = _Placement.fitting(image.size_hw, size)
-        if not self.frozen_encoder and record.stage is not StageName.FULLY_AUTOMATIC:
-            place = _Placement.jittered(image.size_hw, size, self.mix.scale_jitter, example.rng)
+        size_hw = (record.height, record.width)
+        jittered = not self.frozen_encoder and record.stage is not StageName.FULLY_AUTOMATIC
+        if jittered:
+            place = _Placement.jittered(size_hw, size, self.mix.scale_jitter, example.rng)
+        else:
+            place = _Placement.fitting(size_hw, size)
         masks = [decode_rle(record.masks[i].segmentation) for i in example.masks]
         targets = np.zeros((len(masks), size, size), dtype=bool)
         for target, mask in zip(targets, masks, strict=True):
@@ -183,11 +176,24 @@ class ShardDataset:
         valid = torch.zeros(size, size, dtype=torch.bool)
         valid[: place.size_hw[0], : place.size_hw[1]] = True
         if self.frozen_encoder:
-            inputs = self.context.embedding(row, image)[0].cpu()
+            inputs = self.embedding(example)[0].cpu()
         else:
-            pixels = place.apply(image.pixels, PillowImage.Resampling.BILINEAR)
-            inputs = to_input_square(pixels, size)
+            with _readable(record):
+                image = self.context.read_image(self._corpus.row(record.image_id))
+            inputs = to_input_square(
+                place.apply(image.pixels, PillowImage.Resampling.BILINEAR), size
+            )
         return _Loaded(inputs, torch.from_numpy(targets), valid)
+
+
+@contextmanager
+def _readable(record: ImageRecord) -> Iterator[None]:
+    try:
+        yield
+    except UnreadableImageError as error:
+        raise EngineError(
+            f"cannot train on {record.uri}, which was readable when it was annotated: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConf
         if not separator:
             raise ConfigError(f"--set {setting}: expected name=value, such as points_per_side=16")
         name = name.removeprefix("filters.")
-        change = {name: yaml.safe_load(value)}
+        change = {name: _parsed(setting, value)}
         fields = merged(
             fields, {"filters": change} if name in FilterConfig.model_fields else change
         )
@@ -83,6 +83,13 @@ def generate_masks(
         store.replace(f"{name}.png", png_bytes(picture))
         drops = ", ".join(f"{reason} {count}" for reason, count in sorted(output.drops.items()))
         yield f"{uri}: {len(output.masks)} masks; dropped: {drops}"
+
+
+def _parsed(setting: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {setting}: the value is not YAML, such as 16 or 0.8") from error
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -33,14 +33,13 @@ def shard_path(shards: str, shard: int, part: int | None = None) -> str:
     """Of a whole shard, or of one image of it that is worked on alone."""
     if part is None:
         return f"{shards}/shard-{shard:06d}.parquet"
-    return f"{shards}/alone/shard-{shard:06d}/image-{part:06d}.parquet"
+    return f"{shards}-alone/shard-{shard:06d}/image-{part:06d}.parquet"
 
 
 def shard_of(path: str) -> int | None:
     """The number of the whole shard at a path; None for any other file."""
-    folder, _, name = path.rpartition("/")
-    number = re.fullmatch(r"shard-(\d{6,})\.parquet", name)
-    return None if number is None or "/alone/" in f"/{folder}/" else int(number[1])
+    number = re.fullmatch(r"shard-(\d{6,})\.parquet", path.rpartition("/")[2])
+    return None if number is None else int(number[1])
 
 
 def recall_path(folder: str) -> str:

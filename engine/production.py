@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from engine import layout
+from engine.corpus import CorpusRow
 from engine.errors import EngineError, StorageError
 from engine.executor import POLL_SECONDS, Done, Executor, Failed
 from engine.shards import publish_shard, read_records
@@ -60,6 +61,14 @@ def make_shards(
         EngineError: more images failed than patience allows.
     """
     _Production(executor, store, patience, on_shard).run(iter(units))
+
+
+def too_many_given_up(count: int, last: CorpusRow, error: str) -> EngineError:
+    return EngineError(
+        f"{count} images failed every attempt, more than execution.max_given_up allows; the last: "
+        f"{last.uri}: {error}. What is published stays; mend the cause and run the same command "
+        "again"
+    )
 
 
 class _Production:
@@ -129,11 +138,7 @@ class _Production:
     def _give_up(self, unit: ShardUnit, error: str) -> None:
         self._given_up += 1
         if self._given_up > self._patience.max_given_up:
-            raise EngineError(
-                f"{self._given_up} images failed every attempt, more than execution.max_given_up "
-                f"allows; the last: {unit.images[0].uri}: {error}. What is published stays; mend "
-                "the cause and run the same command again"
-            )
+            raise too_many_given_up(self._given_up, unit.images[0], error)
         header = unit.header
         record = empty_record(
             unit.images[0], header.stage, header.round, ImageStatus.GIVEN_UP, error

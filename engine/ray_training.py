@@ -30,7 +30,7 @@ def train_on_ray(store: Store, job: TrainingJob) -> None:
         _run_rank,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=execution.train_workers,
+            num_workers=job.num_ranks,
             use_gpu=execution.gpus_per_worker > 0,
             resources_per_worker={"CPU": execution.train_threads},
         ),

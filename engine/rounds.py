@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from engine import layout
-from engine.config import EngineConfig, freeze_config, frozen_config, merged
+from engine.config import EngineConfig, changed, freeze_config, frozen_config
 from engine.context import load_run_checkpoint
 from engine.corpus import Corpus
 from engine.errors import ConfigError, CorruptFileError, EngineError
@@ -28,7 +28,7 @@ from engine.manifest import (
     seal,
 )
 from engine.progress import Progress
-from engine.run import Run, evaluate_checkpoint, open_run
+from engine.run import Run, evaluate_checkpoint, held_out, open_run
 from engine.stage_work import annotate_automatically, annotate_with_tasks, sealed_folders
 from engine.store import Store
 from engine.training import RetrainingJob
@@ -75,6 +75,7 @@ def run_rounds(
     if swept := store.sweep(STAGED_FILES_LIVE_SECONDS):
         log.info("swept %d files that killed writers left", swept)
     run = open_run(store, config, progress, machines)
+    _check_promotion(run)
     current = _start(run)
     outcomes: list[tuple[int, RoundOutcome]] = []
     for index, round_config in enumerate(config.rounds):
@@ -83,8 +84,18 @@ def run_rounds(
             outcome = _run_round(run, index, current)
         if outcome is not None:
             outcomes.append((index, outcome))
-            current = outcome
+            if round_config.retrain:  # one that does not may have run long before, by --stage
+                current = outcome
     return outcomes
+
+
+def _check_promotion(run: Run) -> None:
+    compares = any(r.retrain and r.promote == "if_better" for r in run.config.rounds)
+    if compares and not held_out(run):
+        raise ConfigError(
+            "promote: if_better compares checkpoints on held-out images with ground truth, and "
+            "there are none: raise corpus.held_out_fraction, or promote: always"
+        )
 
 
 def _start(run: Run) -> RoundOutcome:
@@ -209,8 +220,7 @@ def train_once(
     """
     config = frozen_config(store)
     if steps is not None:
-        changed = {"retraining": {"training": {"steps": steps}}}
-        config = EngineConfig.model_validate(merged(config.model_dump(mode="json"), changed))
+        config = changed(config, {"retraining": {"training": {"steps": steps}}})
     folders = sealed_folders(store, config, len(config.rounds))
     if not folders:
         raise EngineError(f"{store.uri} has no sealed round to train on; run it first")

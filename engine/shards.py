@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from engine.errors import CorruptFileError
+from engine.errors import CorruptFileError, EngineError
 from engine.stats import Stats
 from engine.store import Store
 from stages.records import ImageRecord, Record, StageName
@@ -71,6 +71,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
         ("masks", pa.list_(_MASK)),
         ("drops", pa.map_(pa.string(), pa.int64())),
+        ("annotator_seconds", pa.float64()),
         ("worker_seconds", pa.float64()),
     ]
 )
@@ -113,7 +114,13 @@ def read_footer(store: Store, path: str) -> ShardFooter:
         metadata = file.metadata.metadata or {}
         if _FOOTER_KEY not in metadata:
             raise CorruptFileError(f"{path} is no shard of this engine: its footer says nothing")
-        return ShardFooter.model_validate_json(metadata[_FOOTER_KEY])
+        footer = ShardFooter.model_validate_json(metadata[_FOOTER_KEY])
+    if footer.format_version > FORMAT_VERSION:
+        raise EngineError(
+            f"{path} has format {footer.format_version}, this program reads up to "
+            f"{FORMAT_VERSION}; use a newer one"
+        )
+    return footer
 
 
 def read_records(store: Store, path: str) -> Iterator[ImageRecord]:

@@ -56,7 +56,6 @@ def _make_shards(
     stage_config: FullyAutomaticConfig | SemiAutomaticConfig,
 ) -> None:
     existing = published_shards(run.store, shards)
-    execution = run.config.execution
     units = (
         ShardUnit(
             header=_header(plan, shard),
@@ -68,11 +67,7 @@ def _make_shards(
         for shard in range(plan.num_shards)
         if shard not in existing
     )
-    patience = Patience.of(
-        len(plan.image_ids),
-        max_attempts=execution.max_attempts,
-        share=execution.max_given_up,
-    )
+    patience = _patience(run, plan)
     what = f"{shards.rpartition('/')[2]} of round {plan.header.round}"
     with run.progress.of(what, plan.num_shards, len(existing)) as step:
 
@@ -121,6 +116,7 @@ def _answer(
             owner=ANNOTATOR,
             unit_of=unit_of,
             lease_seconds=config.execution.lease_seconds,
+            max_given_up=_patience(run, plan).max_given_up,
             on_task=step,
         )
 
@@ -140,6 +136,13 @@ def _assemble(
             proposals=proposals,
             work_size=run.config.work_size,
         )
+
+
+def _patience(run: Run, plan: RoundPlan) -> Patience:
+    execution = run.config.execution
+    return Patience.of(
+        len(plan.image_ids), max_attempts=execution.max_attempts, share=execution.max_given_up
+    )
 
 
 def _log_shard(store: Store, path: str) -> None:

@@ -96,7 +96,7 @@ class Stats(Record):
 
     seconds_per_annotated_mask: Histogram = Histogram.of((), SECONDS_EDGES)
     annotator_seconds: float = 0.0
-    """Active time over annotated masks; prefilled and automatic ones cost none."""
+    """Active time over all images; prefilled and automatic masks cost none."""
     clicks: int = 0
     """On annotated masks."""
 
@@ -126,7 +126,7 @@ class Stats(Record):
             seconds_per_annotated_mask=Histogram.of(
                 [mask.seconds for mask in annotated], SECONDS_EDGES
             ),
-            annotator_seconds=sum(mask.seconds for mask in annotated),
+            annotator_seconds=record.annotator_seconds,
             clicks=sum(mask.num_clicks for mask in annotated),
             rle_bytes=sum(len(mask.segmentation.counts) for mask in masks),
             image_pixels=record.width * record.height if ok else 0,

@@ -135,7 +135,7 @@ class LocalStore:
         if final.exists():
             return False
         # A sibling first: `source` may lie on another disk, where a rename is a copy.
-        beside = final.with_name(f"{final.name}.{uuid.uuid4().hex}{STAGED_SUFFIX}")
+        beside = _staged_name(final)
         try:
             with _storage_errors(path):
                 final.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ class LocalStore:
     @contextmanager
     def _staged(self, path: str, write: Write) -> Iterator[Path]:
         final = self.root / path
-        staged = final.with_name(f"{final.name}.{uuid.uuid4().hex}{STAGED_SUFFIX}")
+        staged = _staged_name(final)
         with _storage_errors(path):
             final.parent.mkdir(parents=True, exist_ok=True)
             file = staged.open("xb")
@@ -204,6 +204,7 @@ class ObjectStore:
 
     def __init__(self, filesystem: Any, root: str, *, uri: str) -> None:
         self.filesystem = filesystem
+        self._fetched = tempfile.TemporaryDirectory(prefix="sa-engine-")
         self.root = root.rstrip("/")
         self.uri = uri
 
@@ -255,7 +256,7 @@ class ObjectStore:
         return self.exists(f"{path}/{COMPLETE}")
 
     def fetch_folder(self, path: str) -> Path:
-        target = Path(tempfile.mkdtemp(prefix="sa-engine-"))
+        target = Path(self._fetched.name) / path
         for stored in self.list(path):
             copy = target / Path(stored.path).relative_to(path)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -311,6 +312,11 @@ def _list(filesystem: Any, root: str, folder: str) -> list[StoredFile]:
 def _is_staged(path: str) -> bool:
     """Whether a file, or a folder that it lies in, is not yet published."""
     return any(part.endswith(STAGED_SUFFIX) for part in path.split("/"))
+
+
+def _staged_name(final: Path) -> Path:
+    """Hidden, so that no reader of the folder takes it for data."""
+    return final.with_name(f".{final.name}.{uuid.uuid4().hex}{STAGED_SUFFIX}")
 
 
 def _link(staged: Path, final: Path) -> bool:

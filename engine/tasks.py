@@ -171,13 +171,29 @@ class TaskQueue:
         """Put the task back unanswered; nobody is to blame."""
         self._change(lease, "release", state=TaskState.OPEN)
 
-    def fail(self, lease: Lease, error: str) -> None:
-        """Put the task back after a failure; the last of `max_attempts` failures gives it up."""
+    def take_back(self, owner: str, round_index: int) -> int:
+        """Put back what an owner still holds, for one that starts anew; returns how many tasks."""
+        held = (
+            (_TASKS.c.round == round_index)
+            & (_TASKS.c.owner == owner)
+            & (_TASKS.c.state == TaskState.LEASED)
+        )
+        release = sa.update(_TASKS).where(held).values(state=TaskState.OPEN)
+        with self._engine.begin() as connection:
+            return int(connection.execute(release).rowcount)
+
+    def fail(self, lease: Lease, error: str) -> bool:
+        """Put the task back after a failure; the last of `max_attempts` failures gives it up.
+
+        Returns:
+            Whether it was given up.
+        """
         attempts = _TASKS.c.attempts + 1
         state = sa.case(
             (attempts >= self._max_attempts, TaskState.GIVEN_UP.value), else_=TaskState.OPEN.value
         )
-        self._change(lease, "fail", attempts=attempts, state=state, error=error)
+        row = self._change(lease, "fail", attempts=attempts, state=state, error=error)
+        return bool(row.state == TaskState.GIVEN_UP)
 
     def counts(self, round_index: int) -> TaskCounts:
         query = (

@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,15 @@ class TrainingJob(ABC):
     """Where the result is published, path within the store."""
 
     @property
+    def num_ranks(self) -> int:
+        return self.config.execution.train_workers
+
+    @property
+    def seed(self) -> int:
+        """Of this round's training; no two rounds, nor runs of other seeds, draw the same."""
+        return int(np.random.SeedSequence([self.config.seed, self.round]).generate_state(1)[0])
+
+    @property
     def name(self) -> str:
         """Differs when anything that shapes the training differs: Ray Train resumes by name."""
         content = f"{self.config.sha256} {self.parent} {self.folders}"
@@ -89,7 +99,7 @@ class TrainingJob(ABC):
             mix=config.mix,
             batch_images=batch_images,
             masks_per_image=config.training.masks_per_image,
-            seed=self.config.seed + self.round,
+            seed=self.seed,
             rank=keeper.rank,
             world_size=keeper.world_size,
             frozen_encoder=config.training.freeze_image_encoder,
@@ -111,7 +121,7 @@ class RetrainingJob(TrainingJob):
 
     def run(self, keeper: Keeper) -> None:
         config = self.config.retraining
-        training = config.training
+        training = config.training.model_copy(update={"seed": self.seed})
         context = self.context(keep_embeddings=training.freeze_image_encoder)
         dataset = self.dataset(context, keeper, batch_images=training.batch_images)
         trainer = Trainer(context.checkpoint.sam, training)
@@ -161,13 +171,17 @@ class LocalKeeper:
 class DetectorJob(TrainingJob):
     """The object detector of a semi-automatic round, on the embeddings of its checkpoint."""
 
+    @property
+    def num_ranks(self) -> int:
+        return 1  # a light head: its batches are small, and its gradients are not averaged
+
     def run(self, keeper: Keeper) -> None:
         config = self.config.retraining
         training = config.detector_training
         context = self.context(keep_embeddings=True)
         dataset = self.dataset(context, keeper, batch_images=training.batch_images)
         embed_dim = context.checkpoint.sam.config.embed_dim
-        torch.manual_seed(training.seed)
+        torch.manual_seed(self.seed)
         detector = ObjectDetector(config.detector.model_copy(update={"embed_dim": embed_dim}))
         trainer = DetectorTrainer(detector.to(context.spec.device), training)
         if (state := keeper.latest()) is not None:

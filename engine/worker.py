@@ -95,6 +95,7 @@ def image_record(
         error="",
         masks=output.masks,
         drops=output.drops,
+        annotator_seconds=0.0,
         worker_seconds=worker_seconds,
     )
 

@@ -47,7 +47,7 @@ class Lineage(BaseModel):
     shards: tuple[str, ...] = ()
     """Shards trained on."""
     metrics: dict[str, float] = {}
-    """Figures on held-out masks."""
+    """Of the training, such as its last losses."""
 
 
 @dataclass(frozen=True)

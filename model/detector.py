@@ -47,8 +47,6 @@ class DetectorTrainingConfig(BaseModel):
     """Rises linearly over the warm-up, then falls linearly to 0 at the last step."""
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    seed: int = 0
-    """Of the initial weights and of the order of the images."""
 
 
 @dataclass(frozen=True)

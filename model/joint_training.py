@@ -22,13 +22,14 @@ from model.pretraining import (
 )
 from model.sam import Sam
 from model.tiny_vit import TinyViT
+from model.two_way_transformer import TwoWayAttentionBlock
 
 
 class JointConfig(AveragedConfig):
     prompts_per_image: int = 8
     """Of the batch's clicks on an image, so many masks are asked of the decoder too."""
     frozen_steps: int = 0
-    """Steps at the beginning in which the decoder does not yet teach the encoder."""
+    """Steps at the beginning in which the decoder learns alone: half the work of a whole step."""
     embedding_weight: float = 0.5
     """Of the pixel embeddings' loss, beside the decoder's."""
     interactions: InteractionConfig
@@ -53,6 +54,7 @@ class JointModel(nn.Module):
         self.embedder.load_state_dict(embedder)
         upscaling = self.embedder.upscaling.state_dict()
         self.sam.mask_decoder.output_upscaling.load_state_dict(upscaling)
+        aim_at_prompts(self.sam)
 
 
 class JointTrainer(AveragedTraining[JointModel]):
@@ -61,28 +63,34 @@ class JointTrainer(AveragedTraining[JointModel]):
         self.config = config
 
     def step(self, batch: ClickBatch, generator: torch.Generator) -> dict[str, float]:
-        config = self.config
         images = batch.images.contiguous(memory_format=torch.channels_last)
+        targets = self._targets(batch, generator)
+        if self.step_count < self.config.frozen_steps:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                embeddings = self.model.sam.image_encoder(images)
+            figures = self._interact(embeddings.float(), targets, generator)
+            return {**figures, **self.descend()}
         with torch.autocast("cpu", torch.bfloat16):
             embeddings, by_pyramid, by_neck = self.model.embedder(images)
         pyramid_loss, _ = self.model.embedder.click_loss(by_pyramid, batch)
         neck_loss, neck_iou = self.model.embedder.click_loss(by_neck, batch)
-        loss = config.embedding_weight * (pyramid_loss + neck_loss)
         # The interactions end at this leaf, so that the encoder is walked back only once.
         leaf = embeddings.detach().float().requires_grad_(True)
-        # With so few tokens the plain attention trains twice as fast as the fused one on CPU.
-        with sdpa_kernel(SDPBackend.MATH):
-            figures = backward_interactions(
-                self.model.sam,
-                config.interactions,
-                leaf,
-                self._targets(batch, generator),
-                generator,
-            )
-        if self.step_count >= config.frozen_steps and leaf.grad is not None:
+        figures = self._interact(leaf, targets, generator)
+        loss = self.config.embedding_weight * (pyramid_loss + neck_loss)
+        if leaf.grad is not None:
             loss = loss + (embeddings.float() * leaf.grad).sum()
         loss.backward()
         return {**figures, "neck_iou": neck_iou, **self.descend()}
+
+    def _interact(
+        self, embeddings: Tensor, targets: Targets, generator: torch.Generator
+    ) -> dict[str, float]:
+        # With so few tokens the plain attention trains twice as fast as the fused one on CPU.
+        with sdpa_kernel(SDPBackend.MATH):
+            return backward_interactions(
+                self.model.sam, self.config.interactions, embeddings, targets, generator
+            )
 
     def _targets(self, batch: ClickBatch, generator: torch.Generator) -> Targets:
         """Some of the batch's masks; where an image has few of them, some come twice."""
@@ -92,3 +100,42 @@ class JointTrainer(AveragedTraining[JointModel]):
         return Targets(
             batch.masks[image_index, which], batch.valid[image_index], image_index, scale=4.0
         )
+
+
+@torch.no_grad()
+def aim_at_prompts(sam: Sam, sharpness: float = 8.0) -> None:
+    """Let every token of a new decoder look at the place of its prompt from the first step on.
+
+    From random weights the tokens attend to the whole image alike, and hundreds of steps go by
+    before any of them finds its click. Positions are encoded so that near ones are alike; queries
+    and keys that both keep the main directions of that code therefore meet where the click is.
+
+    Args:
+        sharpness: how much the logit of the click's own cell stands out; half of it for the first
+            head, twice for the last.
+    """
+    positions = sam.prompt_encoder.dense_position_embedding()[0].flatten(1).T
+    centre = positions.mean(dim=0)
+    directions = torch.linalg.svd(positions - centre, full_matrices=False).Vh
+    transformer = sam.mask_decoder.transformer
+    layers = [layer for layer in transformer.layers if isinstance(layer, TwoWayAttentionBlock)]
+    attentions = [layer.cross_attn_token_to_image for layer in layers]
+    for attention in (*attentions, transformer.final_attn_token_to_image):
+        heads = attention.num_heads
+        basis = directions[: attention.q_proj.out_features // heads]
+        energy = ((positions - centre) @ basis.T).square().sum(1).mean()
+        logits = sharpness * torch.logspace(-1, 1, heads, base=2.0)
+        gains = (logits * len(basis) ** 0.5 / energy).sqrt()
+        weight = (gains[:, None, None] * basis).flatten(0, 1)
+        attention.q_proj.weight.copy_(weight)
+        attention.q_proj.bias.copy_(-weight @ centre)
+        attention.k_proj.weight.copy_(weight)
+        attention.k_proj.bias.zero_()
+    # The first self-attention hands the prompt's position on to the output tokens, unturned.
+    for projection in (layers[0].self_attn.v_proj, layers[0].self_attn.out_proj):
+        nn.init.eye_(projection.weight)
+        nn.init.zeros_(projection.bias)
+    encoder, decoder = sam.prompt_encoder, sam.mask_decoder
+    learned = [*encoder.point_embeddings, encoder.not_a_point_embed]
+    for embedding in (*learned, decoder.iou_token, decoder.mask_tokens):
+        embedding.weight.mul_(0.3)  # or they would drown the position

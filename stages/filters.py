@@ -18,6 +18,8 @@ from stages.rle import Mask, decode_rle, encode_rle, rle_area
 
 
 class DropReason(StrEnum):
+    LOW_DETECTOR_SCORE = "low_detector_score"
+    TOO_MANY_BOXES = "too_many_boxes"
     LOW_PREDICTED_IOU = "low_predicted_iou"
     EMPTY = "empty"
     LOW_STABILITY = "low_stability"

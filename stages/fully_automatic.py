@@ -5,6 +5,7 @@ from enum import StrEnum
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from model.prompt_encoder import Prompts
@@ -41,15 +42,15 @@ class Preset(StrEnum):
 class FullyAutomaticConfig(Record):
     """The defaults are the paper's (Appendix B): 3072 prompts in 21 windows of an image."""
 
-    points_per_side: int = 32
+    points_per_side: PositiveInt = 32
     """Of the grid over the whole image."""
-    crop_n_layers: int = 2
+    crop_n_layers: NonNegativeInt = 2
     """Layer i looks at 2^i x 2^i crops."""
-    crop_n_points_downscale_factor: int = 2
+    crop_n_points_downscale_factor: PositiveInt = 2
     """The grid's side in layer i is points_per_side / factor^i."""
-    crop_overlap_ratio: float = 512 / 1500
+    crop_overlap_ratio: float = Field(default=512 / 1500, ge=0, lt=1)
     """Of the short side, in layer 1; halves with each layer."""
-    points_per_batch: int = 64
+    points_per_batch: PositiveInt = 64
     """Prompts decoded at once: memory against speed, no effect on the masks."""
     filters: FilterConfig = FilterConfig()
 

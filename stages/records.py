@@ -101,9 +101,11 @@ class Submission(Record):
 
     masks: tuple[MaskRecord, ...] = ()
     seconds: float
-    """Active time on the image, searching included."""
-    skipped: str = ""
-    """Why the image was passed over; empty when it was annotated."""
+    """Active time on the image, searching and discarded masks included."""
+    status: ImageStatus = ImageStatus.OK
+    """Otherwise skipped or unreadable."""
+    error: str = ""
+    """Why the status is not ok; empty when it is."""
 
 
 class ImageRecord(Record):
@@ -125,5 +127,7 @@ class ImageRecord(Record):
     masks: tuple[MaskRecord, ...]
     drops: dict[str, int]
     """Refused candidates by reason."""
+    annotator_seconds: float
+    """Active time of an annotator on this image, searching and discarded masks included."""
     worker_seconds: float
     """Wall time a worker spent on this image."""

@@ -79,9 +79,11 @@ class SemiAutomatic:
         """(N, 4) proposals, image frame, best first."""
         boxes, scores = detect(self._detector, predictor)
         sure = scores >= self._config.detector_score_thresh
+        drops[DropReason.LOW_DETECTOR_SCORE] += int((~sure).sum())
         boxes, scores = boxes[sure], scores[sure]
         kept = box_nms(boxes, scores, self._config.detector_nms_thresh)
         drops[DropReason.DUPLICATE] += len(boxes) - len(kept)
+        drops[DropReason.TOO_MANY_BOXES] += max(0, len(kept) - self._config.max_boxes)
         return boxes[kept[: self._config.max_boxes]]
 
 

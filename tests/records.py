@@ -48,6 +48,7 @@ def image_record(image_id: int, *, num_masks: int = 1, **changes: object) -> Ima
         error="",
         masks=tuple(mask_record(number) for number in range(num_masks)),
         drops={"duplicate": 7, "low_predicted_iou": 2**40},
+        annotator_seconds=9.5,
         worker_seconds=0.125,
     )
     return record.model_copy(update=changes)

@@ -104,7 +104,7 @@ def test_format_page_lists_every_file_of_a_run_and_no_other(run_folder: Path) ->
         assert matching, f"docs/format.md does not list {name}"
         met.update(matching)
     # No image failed, no source was embedded, and reports are the command line's.
-    others = {"rounds/ROUND-STAGE/shards/alone/", "sources/NAME/", "report/NAME.png"}
+    others = {"rounds/ROUND-STAGE/shards-alone/", "sources/NAME/", "report/NAME.png"}
     assert set(listed) - met == others
 
 

@@ -70,6 +70,7 @@ def image_record(
             for i, rle in enumerate(rles)
         ),
         drops={},
+        annotator_seconds=0.0,
         worker_seconds=0.1,
     )
 

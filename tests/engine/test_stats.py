@@ -70,6 +70,7 @@ def image_record(
         error="",
         masks=masks,
         drops=drops or {},
+        annotator_seconds=sum(mask.seconds for mask in masks if mask.source is Source.ANNOTATED),
         worker_seconds=worker_seconds,
     )
 
