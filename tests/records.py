@@ -10,14 +10,14 @@ from stages.records import (
     StageName,
 )
 
-RLE = Rle(size=(4, 3), counts="1212N")
+RLE = Rle(size=(4, 3), counts="12202O")
 
 
 def mask_record(number: int, **changes: object) -> MaskRecord:
     mask = MaskRecord(
         id=number,
         segmentation=RLE,
-        bbox=(0.0, 1.0, 2.5, 2.0),
+        bbox=(0.0, 1.0, 3.0, 3.0),
         area=5,
         predicted_iou=0.9375,
         stability_score=1.0,
@@ -108,4 +108,5 @@ def full_record() -> ImageRecord:
         error='the "annotator"\nlooked away',
         masks=(prefilled, drawn),
         drops={"low_stability": 3, "duplicate": 0},
+        annotator_seconds=9.5,
     )

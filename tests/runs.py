@@ -21,7 +21,7 @@ from engine.worker import empty_record
 from fakes import rectangle, save_tiny_sam
 from records import mask_record
 from stages.records import ImageRecord, ImageStatus, StageName
-from stages.rle import Mask, decode_rle, encode_rle, rle_area, rle_bbox
+from stages.rle import Mask, encode_rle, rle_area, rle_bbox
 
 RED = (255, 0, 0)
 SIZES = ((64, 96), (96, 64), (80, 80), (40, 120))
@@ -120,7 +120,3 @@ def photograph(square: Mask, seed: int) -> NDArray[np.uint8]:
     pixels = np.repeat(grey[:, :, None], 3, axis=2)
     pixels[square] = RED
     return pixels
-
-
-def masks_of(record: ImageRecord) -> list[Mask]:
-    return [decode_rle(mask.segmentation) for mask in record.masks]

@@ -195,12 +195,25 @@ def test_a_released_task_is_open_again_and_nobody_is_to_blame(queue: TaskQueue) 
     assert queue.counts(ROUND) == TaskCounts(open=1)
 
 
+def test_an_owner_that_starts_anew_takes_back_its_own_tasks(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1, 2, 3, 4])
+    queue.submit(claim(queue), answer())
+    lost, others = claim(queue), claim(queue, "ben")
+    assert queue.take_back("ann", ROUND) == 1
+    assert queue.take_back("ann", ROUND + 1) == 0
+    assert queue.counts(ROUND) == TaskCounts(open=2, leased=1, submitted=1)
+    with pytest.raises(StaleLeaseError):
+        queue.submit(lost, answer())
+    assert queue.submit(others, answer())
+    assert claim(queue).image_id == lost.image_id
+
+
 def test_a_task_is_given_up_after_its_last_failure(queue: TaskQueue) -> None:
     queue.add(ROUND, [1])
     for attempt in (1, 2):
-        queue.fail(claim(queue), f"broke {attempt} times")
+        assert not queue.fail(claim(queue), f"broke {attempt} times")
         assert queue.counts(ROUND) == TaskCounts(open=1)
-    queue.fail(claim(queue), "broke for good")
+    assert queue.fail(claim(queue), "broke for good")
     assert queue.counts(ROUND) == TaskCounts(given_up=1)
     assert queue.claim("ann", ROUND) is None
     result = queue.results(ROUND, [1])[1]

@@ -1,0 +1,140 @@
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from engine.errors import EngineError
+from engine.evaluation import (
+    DetectorRecall,
+    EvaluationUnit,
+    RecallUnit,
+    evaluate,
+    evaluate_detector,
+    evaluate_source,
+    held_out_rows,
+)
+from engine.executor import LocalExecutor, run_unit
+from engine.images import WorkSize
+from engine.layout import detector_path
+from engine.progress import Progress
+from model.detector import DetectorConfig, ObjectDetector, save_detector
+from runs import SmallRun
+from stages.evaluation import ClickScores, evaluate_image
+from stages.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return SmallRun(tmp_path_factory.mktemp("evaluation"), num_images=6, held_out_fraction=0.5)
+
+
+def no_step(amount: int = 1) -> None: ...
+
+
+def test_an_image_is_scored_in_the_frame_it_is_worked_on(run: SmallRun) -> None:
+    context = run.context(work_size=WorkSize(max_short_side=30))
+    row = run.rows[0]
+    scores = EvaluationUnit(row, max_masks=None).run(context)
+    image = context.read_image(row)
+    assert image.size_hw == (30, 45)
+    predictor = Predictor(context.checkpoint.sam, image.size_hw, context.embedding(row, image))
+    assert scores == evaluate_image(predictor, run.truth.masks_at(row, image.size_hw))
+    assert scores.num_masks == 1
+
+
+def test_means_are_over_the_masks_of_all_images(run: SmallRun) -> None:
+    steps: list[int] = []
+    executor = LocalExecutor(run.spec())
+
+    def step(amount: int = 1) -> None:
+        steps.append(amount)
+
+    evaluation = evaluate(executor, run.rows, max_masks=None, step=step)
+    assert len(steps) == 6
+    context = run.context()
+    scores = [EvaluationUnit(row, None).run(context) for row in run.rows]
+    assert (evaluation.num_images, evaluation.num_masks) == (6, 6)
+    assert evaluation.miou_1_click == pytest.approx(np.mean([s.iou_1_click for s in scores]))
+    assert evaluation.miou_5_clicks == pytest.approx(np.mean([s.iou_5_clicks for s in scores]))
+
+
+def test_only_the_largest_masks_are_scored_when_told_so(run: SmallRun) -> None:
+    assert EvaluationUnit(run.rows[0], max_masks=0).run(run.context()).num_masks == 0
+
+
+def test_units_travel_between_processes(run: SmallRun) -> None:
+    for unit in (EvaluationUnit(run.rows[1], None), RecallUnit(run.rows[1])):
+        assert pickle.loads(pickle.dumps(unit)) == unit
+
+
+def test_nothing_to_evaluate_is_an_error_that_says_what_to_check(run: SmallRun) -> None:
+    with pytest.raises(EngineError, match="nothing to evaluate: 0 images"):
+        evaluate(LocalExecutor(run.spec()), [], max_masks=None, step=no_step)
+
+
+def test_an_image_that_cannot_be_evaluated_is_named(run: SmallRun) -> None:
+    unknown = run.rows[2].model_copy(update={"image_id": 77})
+    with pytest.raises(EngineError, match=r"evaluation of .*2\.png failed: .*no ground truth"):
+        evaluate(LocalExecutor(run.spec()), [unknown], max_masks=None, step=no_step)
+
+
+def test_an_image_that_has_gone_counts_for_nothing(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, num_images=2)
+    run.photo(run.rows[0]).unlink()
+    assert EvaluationUnit(run.rows[0], None).run(run.context()) == ClickScores()
+    evaluation = evaluate(LocalExecutor(run.spec()), run.rows, max_masks=None, step=no_step)
+    assert evaluation.num_images == 1
+
+
+def test_held_out_images_are_chosen_by_content_and_a_smaller_choice_is_a_part(
+    run: SmallRun,
+) -> None:
+    rows = held_out_rows(run.corpus, run.truth, None, None)
+    assert [row.split for row in rows] == ["held_out"] * len(rows)
+    assert 1 <= len(rows) < 6
+    assert held_out_rows(run.corpus, run.truth, ["photos"], None) == rows
+    assert held_out_rows(run.corpus, run.truth, [], None) == []
+    first = held_out_rows(run.corpus, run.truth, None, 1)
+    assert first == [min(rows, key=lambda row: row.sha256)]
+
+
+@contextmanager
+def with_detector(run: SmallRun) -> Iterator[LocalExecutor]:
+    torch.manual_seed(0)
+    detector = ObjectDetector(DetectorConfig(embed_dim=32, hidden_dim=16))
+    path = detector_path("round-00")
+    if not run.store.exists(path):
+        save_detector(detector, run.store.root / path)
+    yield LocalExecutor(run.spec(detector=path))
+
+
+def test_recall_of_a_detector_is_between_none_and_all_of_the_objects(run: SmallRun) -> None:
+    with with_detector(run) as executor:
+        recall = evaluate_detector(executor, run.rows)
+    assert recall.num_objects == 6
+    assert 0 <= recall.num_found <= 6
+    assert recall.recall == recall.num_found / 6
+
+
+def test_recall_without_objects_is_nought(run: SmallRun) -> None:
+    with with_detector(run) as executor:
+        nothing = evaluate_detector(executor, [])
+    assert nothing == DetectorRecall(num_objects=0, num_found=0, recall=0.0)
+
+
+def test_a_unit_that_fails_does_not_take_the_process_with_it(run: SmallRun) -> None:
+    outcome = run_unit(RecallUnit(run.rows[0]), run.context(detector="detectors/none"))
+    assert "none" in outcome.error  # type: ignore[union-attr]
+
+
+def test_a_source_is_evaluated_as_a_whole_without_a_run(run: SmallRun) -> None:
+    progress = Progress(Console(quiet=True))
+    checkpoint = str(run.store.root / run.checkpoint)
+    evaluation = evaluate_source(run.source, checkpoint, progress, device="cpu")
+    direct = evaluate(LocalExecutor(run.spec()), run.rows, max_masks=None, step=no_step)
+    assert evaluation == direct
