@@ -1,23 +1,23 @@
 """Training as a Ray Train job, which survives a dead rank and a dead driver.
 
-A dead rank is restarted from the last checkpoint that was reported; a new driver finds it by the
-run's name, which therefore carries everything that shapes the training.
+Ray Train starts the ranks, connects them, and starts them anew when one dies. The state they go on
+from is the job's own (`TrainingJob.kept`), and none of Ray Train's checkpoints: the note in which
+Ray Train lists those is written in place, and a driver that is killed over it, or a full disk,
+leaves half a note, which ends every later attempt.
 """
 
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
 import ray.train
-import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from engine.errors import EngineError
 from engine.store import Store
-from engine.training import State, TrainingJob, load_state
+from engine.training import Rank, TrainingJob
 from engine.uris import child_uri
 
 MAX_RANK_FAILURES = 3
@@ -38,12 +38,11 @@ def train_on_ray(store: Store, job: TrainingJob) -> None:
             name=job.name,
             storage_path=child_uri(store.uri, "training"),
             failure_config=FailureConfig(max_failures=MAX_RANK_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
     try:
         _run_aside(trainer.fit)
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, RayError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise EngineError(f"the training of {job.target} failed: {reason}") from error
 
@@ -68,28 +67,5 @@ def _run_aside(work: Callable[[], object]) -> None:
 
 
 def _run_rank(loop_config: dict[str, TrainingJob]) -> None:
-    loop_config["job"].run(RayKeeper())
-
-
-class RayKeeper:
-    """Keeps states as Ray Train checkpoints; for use within a rank."""
-
-    def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-
-    def latest(self) -> State | None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            return load_state(Path(folder) / "state.pt")
-
-    def keep(self, state: State, metrics: dict[str, float]) -> None:
-        if self.rank > 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(state, Path(folder) / "state.pt")
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+    context = ray.train.get_context()
+    loop_config["job"].run(Rank(context.get_world_rank(), context.get_world_size()))

@@ -1,7 +1,7 @@
 """A retraining: sealed shards in, a checkpoint with its lineage out.
 
-The loop asks a keeper for the state to go on from, and gives it states to keep; where they are kept
-is the keeper's affair (a folder of the run here, Ray Train's checkpoints in `ray_training`).
+Now and then the state of a training is kept in the run's store, replaced as a whole. Whoever runs
+the same job again, after whatever death, goes on from there: in this process or on other machines.
 """
 
 import io
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.dataset import ShardDataset, build_index
 from engine.manifest import load_manifest
-from engine.store import Store
 from model.checkpoint import Lineage, save_checkpoint
 from model.detector import ObjectDetector, save_detector
 from model.detector_training import DetectorTrainer
@@ -35,15 +34,12 @@ Batch = TypeVar("Batch")
 PREFETCHED_BATCHES = 4
 
 
-class Keeper(Protocol):
-    """Keeps the state of a training while it runs."""
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes that train together."""
 
-    rank: int
-    world_size: int
-
-    def latest(self) -> State | None: ...
-    def keep(self, state: State, metrics: dict[str, float]) -> None:
-        """Called by every rank at the same steps."""
+    number: int = 0
+    world_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,13 @@ class TrainingJob(ABC):
 
     @property
     def name(self) -> str:
-        """Differs when anything that shapes the training differs: Ray Train resumes by name."""
+        """Differs when anything that shapes the training differs: kept states go by it."""
         content = f"{self.config.sha256} {self.parent} {self.folders}"
         return f"{self.target.replace('/', '-')}-{sha256(content.encode()).hexdigest()[:12]}"
+
+    @property
+    def state_path(self) -> str:
+        return f"training/{self.name}/state.pt"
 
     def context(self, *, keep_embeddings: bool) -> WorkerContext:
         execution = self.config.execution
@@ -91,7 +91,7 @@ class TrainingJob(ABC):
         context.pin_threads()
         return context
 
-    def dataset(self, context: WorkerContext, keeper: Keeper, *, batch_images: int) -> ShardDataset:
+    def dataset(self, context: WorkerContext, rank: Rank, *, batch_images: int) -> ShardDataset:
         config = self.config.retraining
         return ShardDataset(
             context=context,
@@ -100,10 +100,25 @@ class TrainingJob(ABC):
             batch_images=batch_images,
             masks_per_image=config.training.masks_per_image,
             seed=self.seed,
-            rank=keeper.rank,
-            world_size=keeper.world_size,
+            rank=rank.number,
+            world_size=rank.world_size,
             frozen_encoder=config.training.freeze_image_encoder,
         )
+
+    def kept(self, context: WorkerContext) -> State | None:
+        """The last state that was kept; None at the beginning."""
+        if not context.store.exists(self.state_path):
+            return None
+        data = io.BytesIO(context.store.read(self.state_path))
+        # Nothing but tensors and plain values is unpickled.
+        state: State = torch.load(data, map_location="cpu", weights_only=True)
+        return state
+
+    def keep(self, context: WorkerContext, rank: Rank, state: State) -> None:
+        if rank.number == 0:  # all ranks have the same
+            data = io.BytesIO()
+            torch.save(state, data)
+            context.store.replace(self.state_path, data.getvalue())
 
     def publish(self, context: WorkerContext, save: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -112,27 +127,28 @@ class TrainingJob(ABC):
             context.store.publish_folder(self.target, finished)
 
     @abstractmethod
-    def run(self, keeper: Keeper) -> None:
+    def run(self, rank: Rank) -> None:
         """Train to the end and publish the result; called once on every rank."""
 
 
 class RetrainingJob(TrainingJob):
     """Interactive training of the model itself."""
 
-    def run(self, keeper: Keeper) -> None:
+    def run(self, rank: Rank) -> None:
         config = self.config.retraining
         training = config.training.model_copy(update={"seed": self.seed})
         context = self.context(keep_embeddings=training.freeze_image_encoder)
-        dataset = self.dataset(context, keeper, batch_images=training.batch_images)
+        dataset = self.dataset(context, rank, batch_images=training.batch_images)
         trainer = Trainer(context.checkpoint.sam, training)
-        if (state := keeper.latest()) is not None:
-            trainer.load_state_dict(state)
         metrics: dict[str, float] = {}
+        if (state := self.kept(context)) is not None:
+            trainer.load_state_dict(state)
+            metrics = state["metrics"]
         for batch in prefetched(dataset.batch, trainer.steps_done, training.steps):
             metrics = trainer.step(batch)
             if trainer.steps_done % config.save_every_steps == 0:
-                keeper.keep(trainer.state_dict(), metrics)
-        if keeper.rank == 0:
+                self.keep(context, rank, {**trainer.state_dict(), "metrics": metrics})
+        if rank.number == 0:
             lineage = self.lineage(context, trainer.steps_done, metrics)
             self.publish(context, lambda folder: save_checkpoint(trainer.sam, folder, lineage))
 
@@ -148,26 +164,6 @@ class RetrainingJob(TrainingJob):
         )
 
 
-class LocalKeeper:
-    """Keeps the last state in a folder of the run's store."""
-
-    rank = 0
-    world_size = 1
-
-    def __init__(self, store: Store, folder: str) -> None:
-        self._store, self._path = store, f"{folder}/state.pt"
-
-    def latest(self) -> State | None:
-        if not self._store.exists(self._path):
-            return None
-        return load_state(io.BytesIO(self._store.read(self._path)))
-
-    def keep(self, state: State, metrics: dict[str, float]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self._store.replace(self._path, buffer.getvalue())
-
-
 class DetectorJob(TrainingJob):
     """The object detector of a semi-automatic round, on the embeddings of its checkpoint."""
 
@@ -175,23 +171,23 @@ class DetectorJob(TrainingJob):
     def num_ranks(self) -> int:
         return 1  # a light head: its batches are small, and its gradients are not averaged
 
-    def run(self, keeper: Keeper) -> None:
+    def run(self, rank: Rank) -> None:
         config = self.config.retraining
         training = config.detector_training
         context = self.context(keep_embeddings=True)
-        dataset = self.dataset(context, keeper, batch_images=training.batch_images)
+        dataset = self.dataset(context, rank, batch_images=training.batch_images)
         embed_dim = context.checkpoint.sam.config.embed_dim
         torch.manual_seed(self.seed)
         detector = ObjectDetector(config.detector.model_copy(update={"embed_dim": embed_dim}))
         trainer = DetectorTrainer(detector.to(context.spec.device), training)
-        if (state := keeper.latest()) is not None:
+        if (state := self.kept(context)) is not None:
             trainer.load_state_dict(state)
         load = partial(_detector_batch, dataset)
         for embeddings, boxes in prefetched(load, trainer.steps_done, training.steps):
-            metrics = trainer.step(embeddings, boxes)
+            trainer.step(embeddings, boxes)
             if trainer.steps_done % config.save_every_steps == 0:
-                keeper.keep(trainer.state_dict(), metrics)
-        if keeper.rank == 0:
+                self.keep(context, rank, trainer.state_dict())
+        if rank.number == 0:
             self.publish(context, lambda folder: save_detector(trainer.detector, folder))
 
 
@@ -208,12 +204,6 @@ def _detector_batch(dataset: ShardDataset, step: int) -> tuple[Tensor, list[Tens
         xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
         boxes.append(transform.apply_boxes(xyxy).to(embeddings.device))
     return embeddings, boxes
-
-
-def load_state(source: Any) -> State:
-    """A state from a file or its path; nothing but tensors and plain values is unpickled."""
-    state: State = torch.load(source, map_location="cpu", weights_only=True)
-    return state
 
 
 def prefetched(load: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:

@@ -1,15 +1,17 @@
-"""Units of work that behave as badly as a test wants; Ray's workers find them by this name."""
+"""Work that behaves as badly, or as openly, as a test wants; Ray's workers find it by this name."""
 
 import os
 import signal
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine.context import WorkerContext
 from engine.errors import StorageError
+from engine.training import Rank, RetrainingJob, State
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,9 @@ class ReturnBytes:
         return bytes(self.size)
 
 
-@dataclass(frozen=True)
-class Wait:
-    """Writes its process id into a file, and returns when that is gone."""
+class WitnessedJob(RetrainingJob):
+    """Every rank leaves what it would have kept, not the first alone."""
 
-    path: Path
-
-    def run(self, context: WorkerContext) -> int:
-        if not self.path.with_suffix(".done").exists():
-            self.path.write_text(str(os.getpid()))
-            while self.path.exists():
-                time.sleep(0.02)
-        return os.getpid()
+    def keep(self, context: WorkerContext, rank: Rank, state: State) -> None:
+        torch.save(state["sam"], Path(self.store_uri) / f"rank-{rank.number}-of-{rank.world_size}")
+        super().keep(context, rank, state)
