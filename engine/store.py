@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,7 +205,8 @@ class ObjectStore:
 
     def __init__(self, filesystem: Any, root: str, *, uri: str) -> None:
         self.filesystem = filesystem
-        self._fetched = tempfile.TemporaryDirectory(prefix="sa-engine-")
+        self._copies: Path | None = None
+        """Of folders fetched; removed with this store."""
         self.root = root.rstrip("/")
         self.uri = uri
 
@@ -256,7 +258,10 @@ class ObjectStore:
         return self.exists(f"{path}/{COMPLETE}")
 
     def fetch_folder(self, path: str) -> Path:
-        target = Path(self._fetched.name) / path
+        if self._copies is None:
+            self._copies = Path(tempfile.mkdtemp(prefix="sa-engine-"))
+            weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
+        target = self._copies / path
         for stored in self.list(path):
             copy = target / Path(stored.path).relative_to(path)
             copy.parent.mkdir(parents=True, exist_ok=True)
