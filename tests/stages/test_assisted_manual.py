@@ -46,6 +46,20 @@ def test_the_chosen_output_is_kept_and_replayed(predictor: Predictor, output: in
     assert np.array_equal(replay(predictor, session.interactions), session.mask)
 
 
+def test_the_model_is_shown_its_own_previous_answer(predictor: Predictor) -> None:
+    session = MaskSession(predictor)
+    first = session.click((30.0, 30.0), 1, seconds=0, choose=middle_output)
+    session.click((60.0, 60.0), 0, seconds=0)
+    asked = predictor.predict(
+        ((30.0, 30.0), (60.0, 60.0)),
+        (1, 0),
+        mask_input=first.low_res_masks[1],
+        multimask_output=False,
+    )
+    assert np.array_equal(session.mask, asked.masks[0])
+    assert session.interactions[1].predicted_iou == asked.predicted_iou[0]
+
+
 def test_the_first_click_takes_the_most_confident_output_unless_told_otherwise() -> None:
     session = MaskSession(TruthfulPredictor([SQUARE]))  # type: ignore[arg-type]
     answer = session.click((30.0, 30.0), 1, seconds=0)

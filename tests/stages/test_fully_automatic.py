@@ -117,6 +117,27 @@ def test_crops_find_what_is_too_small_for_the_whole_image() -> None:
     assert best_iou(config) > 0.5
 
 
+def test_of_a_mask_found_in_several_windows_that_of_the_smallest_stays() -> None:
+    pixels = np.zeros((240, 320, 3), dtype=np.uint8)
+    pixels[40:90, 40:110] = (250, 30, 30)  # well within the first of four crops
+    config = FullyAutomaticConfig(
+        points_per_side=8, crop_n_layers=1, crop_n_points_downscale_factor=1
+    )
+    crop_boxes = [mask.crop_box for mask in run(pixels, config).masks if mask.area < 10_000]
+    assert len(crop_boxes) == 1
+    assert crop_boxes[0][:2] == (0, 0)
+    assert crop_boxes[0][2] < 320
+
+
+def test_confidence_must_exceed_its_threshold_and_stability_reach_it() -> None:
+    assert run(scene(), one_window(pred_iou_thresh=0.95)).masks == ()
+    least_stable = min(mask.stability_score for mask in run(scene(), one_window()).masks)
+    exactly = one_window(stability_score_thresh=least_stable)
+    assert len(run(scene(), exactly).masks) == 4
+    beyond = one_window(stability_score_thresh=least_stable + 1e-6)
+    assert len(run(scene(), beyond).masks) < 4
+
+
 def test_masks_of_a_crop_lie_where_they_lie_in_the_image() -> None:
     pixels = scene((240, 320))
     crop = Crop((100, 80, 320, 240), layer=1)
