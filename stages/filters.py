@@ -14,7 +14,7 @@ from stages.batch import MaskBatch
 from stages.crops import BoxXyxy
 from stages.prompts import largest_component
 from stages.records import Record
-from stages.rle import Mask, decode_rle, encode_rle, rle_area
+from stages.rle import Mask, decode_rle, encode_window, rle_area
 
 
 class DropReason(StrEnum):
@@ -105,13 +105,14 @@ def clean_small_regions(batch: MaskBatch, config: FilterConfig, drops: Drops) ->
         return batch
     rles, boxes, unchanged, kept = list(batch.rles), batch.boxes_xyxy.copy(), [], []
     for i, rle in enumerate(batch.rles):
-        mask = decode_rle(rle)
-        cleaned, changed = clean_mask(mask, config.min_mask_region_area, config.drop_small_masks)
+        window, (x, y) = _surroundings(decode_rle(rle), boxes[i], config.min_mask_region_area)
+        cleaned, changed = clean_mask(window, config.min_mask_region_area, config.drop_small_masks)
         if not cleaned.any():
             drops[DropReason.SMALL_REGION] += 1
             continue
         if changed:
-            rles[i], boxes[i] = encode_rle(cleaned), mask_box(cleaned)
+            rles[i] = encode_window(cleaned, offset_xy=(x, y), size_hw=rle.size)
+            boxes[i] = np.add(mask_box(cleaned), (x, y, x, y))
         kept.append(i)
         unchanged.append(not changed)
     cleaned_batch = MaskBatch(
@@ -155,6 +156,19 @@ def mask_box(mask: Mask) -> tuple[int, int, int, int]:
     """Outermost pixels of a non-empty mask as xyxy, both ends inclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def _surroundings(
+    mask: Mask, box_xyxy: NDArray[np.float32], margin: int
+) -> tuple[Mask, tuple[int, int]]:
+    """A window in which cleaning a mask gives what it gives in the whole image, and its corner.
+
+    Beyond a margin as wide as the area of the largest hole there is nothing to fill: background
+    that reaches the edge of the window is larger than that already.
+    """
+    x0, y0, x1, y1 = (int(value) for value in box_xyxy)
+    x, y = max(x0 - margin, 0), max(y0 - margin, 0)
+    return mask[y : y1 + 1 + margin, x : x1 + 1 + margin], (x, y)
 
 
 def _small_components(region: Mask, min_area: int) -> Mask:

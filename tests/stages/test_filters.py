@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from fakes import rectangle
@@ -149,6 +150,27 @@ def test_cleaning_updates_boxes_and_counts_what_it_drops() -> None:
     assert [decode_rle(rle).sum() for rle in cleaned.rles] == [900, 600]
     assert cleaned.boxes_xyxy.tolist() == [[10, 10, 39, 39], [45, 10, 64, 39]]
     assert drops.as_dict() == {"small_region": 1}
+
+
+@given(
+    arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=14)).filter(np.any),
+    st.tuples(*[st.integers(0, 6)] * 4),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_cleaning_around_a_mask_equals_cleaning_the_whole_image(
+    part: Mask, around: tuple[int, int, int, int], min_area: int, drop_small: bool
+) -> None:
+    above, below, before, after = around
+    mask = np.pad(part, ((above, below), (before, after)))
+    config = FilterConfig(min_mask_region_area=min_area, drop_small_masks=drop_small)
+    cleaned = clean_small_regions(batch_of(mask), config, Drops())
+    expected, _ = clean_mask(mask, min_area, drop_small)
+    if expected.any():
+        assert np.array_equal(decode_rle(cleaned.rles[0]), expected)
+        assert tuple(cleaned.boxes_xyxy[0]) == mask_box(expected)
+    else:
+        assert len(cleaned) == 0
 
 
 def test_of_masks_that_cleaning_made_equal_the_unchanged_one_stays() -> None:

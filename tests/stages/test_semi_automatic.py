@@ -94,6 +94,13 @@ def test_masks_the_model_is_unsure_of_are_left_to_annotators() -> None:
     assert output.drops == {"low_predicted_iou": 2}
 
 
+def test_every_box_becomes_a_mask_or_is_dropped_for_one_reason() -> None:
+    boxes = [(RED, 0.9), ((22, 16, 82, 56), 0.8), (GREEN, 0.7), (GREEN, 0.1), ((1, 90, 9, 99), 0.4)]
+    output = run(KnownBoxes(*boxes), SemiAutomaticConfig(max_boxes=2))
+    assert len(output.masks) == 2
+    assert output.drops == {"low_detector_score": 1, "duplicate": 1, "too_many_boxes": 1}
+
+
 def test_an_image_in_which_nothing_is_detected_has_nothing_prefilled() -> None:
     assert run(KnownBoxes()) == StageOutput(masks=(), drops={})
 
