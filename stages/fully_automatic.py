@@ -96,13 +96,15 @@ class FullyAutomatic:
             stability_offset=config.filters.stability_score_offset,
         )
         points = point_grid(max(side, 1), crop.size_hw)
-        batches = [
-            confident_masks(
-                predictor, crop, image.size_hw, points[start:stop], config.filters, drops
-            )
-            for start, stop in _slices(len(points), config.points_per_batch)
-        ]
-        found = MaskBatch.concat(batches)
+        found = confident_masks(
+            predictor,
+            crop,
+            image.size_hw,
+            points,
+            config.filters,
+            drops,
+            per_batch=config.points_per_batch,
+        )
         return drop_duplicates(found, found.predicted_iou, config.filters.box_nms_thresh, drops)
 
 
@@ -113,13 +115,33 @@ def confident_masks(
     prompts: NDArray[np.float32],
     filters: FilterConfig,
     drops: Drops,
+    *,
+    per_batch: int,
 ) -> MaskBatch:
     """Decode prompts in one crop and keep the masks the model is sure of, in the image's frame.
 
     Args:
         size_hw: of the whole image.
         prompts: crop frame; (P, 2) points, three outputs each, or (P, 4) boxes_xyxy, one each.
+        per_batch: prompts decoded at once.
     """
+    batches = [
+        _confident_batch(
+            predictor, crop, size_hw, prompts[start : start + per_batch], filters, drops
+        )
+        for start in range(0, len(prompts), per_batch)
+    ]
+    return MaskBatch.concat([MaskBatch.empty(prompts.shape[1]), *batches])
+
+
+def _confident_batch(
+    predictor: Predictor,
+    crop: Crop,
+    size_hw: tuple[int, int],
+    prompts: NDArray[np.float32],
+    filters: FilterConfig,
+    drops: Drops,
+) -> MaskBatch:
     low_res, predicted_iou = _decode(predictor, prompts)
     confident = predicted_iou > filters.pred_iou_thresh
     drops[DropReason.LOW_PREDICTED_IOU] += int((~confident).sum())
@@ -202,10 +224,6 @@ def _decode(predictor: Predictor, prompts: NDArray[np.float32]) -> tuple[Tensor,
             predictor.embedding, question, multimask_output=prompts.shape[1] == 2
         )
     return answer.low_res_masks.float().cpu(), answer.predicted_iou.float().cpu()
-
-
-def _slices(length: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _xywh(box_xyxy: NDArray[np.float32]) -> tuple[float, float, float, float]:

@@ -8,6 +8,7 @@ SAM here that it tells of; that the boxes go through SAM is our choice.
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from model.detector import ObjectDetector
 from model.sam import Sam
@@ -34,8 +35,10 @@ class SemiAutomaticConfig(Record):
     """Boxes below are not shown to the model."""
     detector_nms_thresh: float = 0.7
     """Box IoU above which the weaker of two proposals is a duplicate."""
-    max_boxes: int = 100
+    max_boxes: PositiveInt = 100
     """Per image, best scores first."""
+    boxes_per_batch: PositiveInt = 64
+    """Boxes decoded at once: memory against speed, no effect on the masks."""
     filters: FilterConfig = FilterConfig()
     max_mask_seconds: float = 30.0
     """As in stage one: a mask that took longer is the last of its image."""
@@ -66,7 +69,15 @@ class SemiAutomatic:
         boxes = self._boxes(predictor, drops)
         height, width = image.size_hw
         whole = Crop((0, 0, width, height), layer=0)
-        found = confident_masks(predictor, whole, image.size_hw, boxes, filters, drops)
+        found = confident_masks(
+            predictor,
+            whole,
+            image.size_hw,
+            boxes,
+            filters,
+            drops,
+            per_batch=self._config.boxes_per_batch,
+        )
         found = drop_duplicates(found, found.predicted_iou, filters.box_nms_thresh, drops)
         found = clean_small_regions(found, filters, drops)
         found = drop_whole_image(found, image.size_hw, filters.max_mask_area_fraction, drops)

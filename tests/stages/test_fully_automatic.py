@@ -145,7 +145,13 @@ def test_masks_of_a_crop_lie_where_they_lie_in_the_image() -> None:
     predictor = Predictor(sam, crop.size_hw, embed(sam, crop.cut(pixels)))  # type: ignore[arg-type]
     points = np.float32([[60, 100]])  # (160, 180) in the image: the bar
     found = confident_masks(
-        predictor, crop, (240, 320), points, FilterConfig(crop_edge_tolerance=-1), Drops()
+        predictor,
+        crop,
+        (240, 320),
+        points,
+        FilterConfig(crop_edge_tolerance=-1),
+        Drops(),
+        per_batch=64,
     )
     bar = (pixels == (60, 60, 250)).all(axis=2)
     bar[:, :100] = bar[:80] = False
@@ -165,7 +171,7 @@ def test_a_mask_cut_by_the_edge_of_its_crop_is_dropped() -> None:
     predictor = Predictor(sam, crop.size_hw, embed(sam, crop.cut(pixels)))  # type: ignore[arg-type]
     drops = Drops()
     points = np.float32([[60, 100], [140, 20]])  # the bar, which is cut; the green square
-    found = confident_masks(predictor, crop, (240, 320), points, FilterConfig(), drops)
+    found = confident_masks(predictor, crop, (240, 320), points, FilterConfig(), drops, per_batch=1)
     assert drops[DropReason.CROP_EDGE] == 2  # green is cut at the top
     assert len(found) == 0
 

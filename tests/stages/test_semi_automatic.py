@@ -101,6 +101,11 @@ def test_every_box_becomes_a_mask_or_is_dropped_for_one_reason() -> None:
     assert output.drops == {"low_detector_score": 1, "duplicate": 1, "too_many_boxes": 1}
 
 
+def test_the_size_of_decoder_batches_does_not_change_the_masks() -> None:
+    detector = KnownBoxes((RED, 0.9), (GREEN, 0.8))
+    assert run(detector, SemiAutomaticConfig(boxes_per_batch=1)) == run(detector)
+
+
 def test_an_image_in_which_nothing_is_detected_has_nothing_prefilled() -> None:
     assert run(KnownBoxes()) == StageOutput(masks=(), drops={})
 
