@@ -157,7 +157,7 @@ class _Renewals:
                 for token, lease in list(self._held.items()):
                     try:
                         self._queue.renew(lease)
-                    except StaleLeaseError as error:
+                    except (StaleLeaseError, StorageError) as error:
                         log.warning("%s", error)
                         del self._held[token]
 

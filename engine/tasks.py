@@ -6,6 +6,7 @@ the task anew and the old lease is refused. Submitting is idempotent: sent twice
 the first is kept. One process owns the queue; time comes from its clock.
 """
 
+import sqlite3
 import uuid
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.schema import CreateIndex, CreateTable
 
-from engine.errors import StaleLeaseError
+from engine.errors import StaleLeaseError, StorageError
 from stages.records import Record, Submission
 
 
@@ -95,26 +97,33 @@ class TaskQueue:
         self._max_attempts = max_attempts
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
-        _METADATA.create_all(self._engine)
+        sa.event.listen(self._engine, "handle_error", _refuse)
+        with self._engine.begin() as connection:  # both as one process or another comes first
+            connection.execute(CreateTable(_TASKS, if_not_exists=True))
+            for index in _TASKS.indexes:
+                connection.execute(CreateIndex(index, if_not_exists=True))
 
     def close(self) -> None:
         self._engine.dispose()
 
     def add(self, round_index: int, image_ids: Sequence[int]) -> int:
         """Create the tasks of a round that do not exist yet; returns how many are new."""
-        with self._engine.begin() as connection:
-            known = set(
-                connection.scalars(
-                    sa.select(_TASKS.c.image_id).where(_TASKS.c.round == round_index)
+        try:
+            with self._engine.begin() as connection:
+                known = set(
+                    connection.scalars(
+                        sa.select(_TASKS.c.image_id).where(_TASKS.c.round == round_index)
+                    )
                 )
-            )
-            rows = [
-                {"round": round_index, "image_id": int(image_id), "state": TaskState.OPEN}
-                for image_id in image_ids
-                if image_id not in known
-            ]
-            if rows:
-                connection.execute(sa.insert(_TASKS), rows)
+                rows = [
+                    {"round": round_index, "image_id": int(image_id), "state": TaskState.OPEN}
+                    for image_id in image_ids
+                    if image_id not in known
+                ]
+                if rows:
+                    connection.execute(sa.insert(_TASKS), rows)
+        except sa.exc.IntegrityError:  # another driver of the run adds them at the same time
+            return self.add(round_index, image_ids)
         return len(rows)
 
     def claim(self, owner: str, round_index: int) -> Lease | None:
@@ -259,9 +268,24 @@ def sqlite_url(path: Path) -> str:
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA busy_timeout=10000")
+    try:
+        connection.execute("PRAGMA busy_timeout=10000")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+    except sqlite3.OperationalError as error:
+        raise _refusal(error) from error
+
+
+def _refuse(context: sa.engine.ExceptionContext) -> None:
+    """A full disk, a file that cannot be opened, a database out of reach."""
+    if isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
+        context.chained_exception = _refusal(context.original_exception)
+
+
+def _refusal(error: BaseException) -> StorageError:
+    return StorageError(
+        f"the annotation queue refused: {error}; mend its storage and run the same command again"
+    )
 
 
 def _lease(row: Any) -> Lease:
