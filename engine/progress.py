@@ -22,7 +22,8 @@ class Progress:
         self.console = console
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        """One line as it is: brackets in a path are no markup, and nothing is wrapped."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def of(self, what: str, total: int, done: int = 0) -> Iterator[Step]:
