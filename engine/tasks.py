@@ -72,7 +72,7 @@ _TASKS = sa.Table(
     sa.Column("submission", sa.Text),
     sa.Column("error", sa.Text, nullable=False, server_default=""),
     sa.UniqueConstraint("round", "image_id"),
-    sa.Index("tasks_by_state", "round", "state"),
+    sa.Index("tasks_by_state", "round", "state", "task_id"),
 )
 
 
@@ -127,18 +127,20 @@ class TaskQueue:
         return len(rows)
 
     def claim(self, owner: str, round_index: int) -> Lease | None:
-        """The next task that nobody holds; None when there is none at this moment."""
+        """The next task that nobody holds, expired leases first; None when there is none now."""
         now = self._clock()
-        free = (_TASKS.c.state == TaskState.OPEN) | (
-            (_TASKS.c.state == TaskState.LEASED) & (_TASKS.c.expires_at <= now)
-        )
-        following = (
-            sa.select(_TASKS.c.task_id)
-            .where(_TASKS.c.round == round_index, free)
-            .order_by(_TASKS.c.task_id)
-            .limit(1)
-            .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
-            .scalar_subquery()
+        expired = (_TASKS.c.state == TaskState.LEASED) & (_TASKS.c.expires_at <= now)
+        # Two look-ups in the index: one for either state would sort all that are left, every time.
+        following = sa.func.coalesce(
+            *(
+                sa.select(_TASKS.c.task_id)
+                .where(_TASKS.c.round == round_index, free)
+                .order_by(_TASKS.c.task_id)
+                .limit(1)
+                .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
+                .scalar_subquery()
+                for free in (expired, _TASKS.c.state == TaskState.OPEN)
+            )
         )
         lease = (
             sa.update(_TASKS)
