@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.interactions import InteractionConfig
-from model.joint_training import JointConfig, JointModel, JointTrainer
+from model.joint_training import JointConfig, JointModel, JointTrainer, aim_at_prompts
 from model.pretraining import (
     ClickBatch,
     PixelEmbedder,
@@ -143,3 +143,23 @@ def test_schedule_rises_then_falls_to_its_end() -> None:
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0.3)
+
+
+def test_aimed_decoder_looks_where_it_was_clicked() -> None:
+    torch.manual_seed(0)
+    sam = Sam(SamConfig(image_encoder=ENCODER, image_size=128, embed_dim=128))
+    aim_at_prompts(sam)
+    attention = sam.mask_decoder.transformer.final_attn_token_to_image
+    positions = sam.prompt_encoder.dense_position_embedding()[0].flatten(1).T
+    with torch.no_grad():
+        q, k = (
+            projection(positions).unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
+            for projection in (attention.q_proj, attention.k_proj)
+        )
+        logits = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5)[-1]
+    found = logits.argmax(dim=1)
+    y, x = torch.arange(64) // 8, torch.arange(64) % 8
+    distance = torch.maximum((found // 8 - y).abs(), (found % 8 - x).abs())
+    assert distance.float().mean() < 1.0
+    near = torch.maximum((y[:, None] - y).abs(), (x[:, None] - x).abs()) <= 1
+    assert (logits.softmax(1) * near).sum(1).mean() > 2 * near.float().mean()

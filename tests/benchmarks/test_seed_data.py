@@ -1,0 +1,106 @@
+"""Samples for the shipped checkpoint: what is held out stays out, and batches can be repeated."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.seed_data import (
+    ClickBatches,
+    LabelledImage,
+    SampleSource,
+    crop_sample,
+    is_held_out,
+    paste,
+    read_folder,
+)
+from engine.scenes import write_scenes
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("scenes")
+    write_scenes(directory, 3, 24, (60, 80))
+    document = json.loads((directory / "instances.json").read_text())
+    for image in document["images"]:
+        image["split"] = "val" if image["id"] % 4 == 0 else "train"
+    (directory / "instances.json").write_text(json.dumps(document))
+    return directory
+
+
+def hashes(images: list[LabelledImage]) -> set[str]:
+    return {hashlib.sha256(image.path.read_bytes()).hexdigest() for image in images}
+
+
+def test_a_tenth_of_all_hashes_and_every_validation_image_is_held_out() -> None:
+    assert is_held_out("00000000" + "f" * 56, "train")
+    assert is_held_out("19999999" + "0" * 56, "train")
+    assert not is_held_out("1999999a" + "0" * 56, "train")
+    assert is_held_out("ffffffff" + "0" * 56, "val")
+    assert is_held_out("ffffffff" + "0" * 56, "val2017")
+
+
+def test_no_image_is_both_trained_on_and_held_out(folder: Path) -> None:
+    training = hashes(read_folder(folder, held_out=False))
+    held_out = hashes(read_folder(folder, held_out=True))
+    assert training
+    assert held_out
+    assert not training & held_out
+    assert len(training | held_out) == 24
+    assert not any(is_held_out(sha256, "train") for sha256 in training)
+    names = {image.path.name for image in read_folder(folder, held_out=False)}
+    assert not names & {f"scene_3_{index:06d}.jpg" for index in range(0, 24, 4)}
+
+
+def test_batch_of_a_number_is_always_the_same(folder: Path) -> None:
+    source = SampleSource([(1.0, read_folder(folder, held_out=False))], SIZE)
+    first, second = (
+        ClickBatches(source, seed=1, first=5, images=2, clicks=4).batch(5) for _ in range(2)
+    )
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.masks, second.masks)
+    assert torch.equal(first.clicks, second.clicks)
+
+
+def test_clicks_lie_on_their_masks_and_masks_off_the_padding(folder: Path) -> None:
+    source = SampleSource([(1.0, read_folder(folder, held_out=False))], SIZE)
+    batch = ClickBatches(source, seed=1, first=0, images=4, clicks=6).batch(0)
+    for image in range(4):
+        for click, mask in zip(batch.clicks[image], batch.masks[image], strict=True):
+            assert mask[click[1], click[0]]
+            assert not (mask & ~batch.valid[image]).any()
+    padding = ~batch.valid.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert (batch.images * padding[:, None] == 0).all()
+
+
+def test_cropped_masks_still_lie_on_what_they_outline(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from stages.rle import encode_rle
+
+    pixels = np.zeros((60, 80, 3), dtype=np.uint8)
+    mask = np.zeros((60, 80), dtype=bool)
+    mask[20:50, 30:70] = True
+    pixels[mask] = 255
+    Image.fromarray(pixels).save(tmp_path / "square.png")
+    image = LabelledImage(tmp_path / "square.png", (60, 80), (encode_rle(mask),), (1.0,))
+    for seed in range(20):
+        sample = crop_sample(image, SIZE, 1, np.random.default_rng(seed))
+        if len(sample.masks):
+            bright = sample.pixels[2::4, 2::4, 0] > 127
+            assert (bright ^ sample.masks[0]).mean() < 0.06
+
+
+def test_pasted_regions_cover_what_was_there(folder: Path) -> None:
+    images = read_folder(folder, held_out=False)
+    rng = np.random.default_rng(0)
+    below, above = (crop_sample(image, SIZE, 8, rng) for image in images[:2])
+    both = paste(below, above, rng)
+    assert both.size_hw == below.size_hw
+    assert len(both.masks) > 0
+    assert (both.pixels != below.pixels).any()
