@@ -281,7 +281,7 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
 def _refuse(context: sa.engine.ExceptionContext) -> None:
     """A full disk, a file that cannot be opened, a database out of reach."""
     if isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
-        context.chained_exception = _refusal(context.original_exception)
+        raise _refusal(context.original_exception) from context.original_exception
 
 
 def _refusal(error: BaseException) -> StorageError:

@@ -40,17 +40,16 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-def environment(ray_address: str | None = None) -> dict[str, str]:
-    """Of processes that are to meet faults, and of the Ray that they start or connect to."""
+def environment() -> dict[str, str]:
+    """Of processes that are to meet faults, and of the Ray that they start."""
     paths = (TESTS / "fault_hooks", TESTS.parent, TESTS)
     changes = {
         "PYTHONPATH": os.pathsep.join(str(path) for path in paths),
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # or whatever else a busy machine does comes before them
     }
-    if ray_address is not None:
-        changes["RAY_ADDRESS"] = ray_address
     return os.environ | changes
 
 
@@ -67,17 +66,28 @@ def environment_here() -> Iterator[None]:
 
 
 class Driver:
-    """`sa-engine run` as a process in a session of its own."""
+    """`sa-engine run` as a process in a session of its own; it does not outlive its block."""
 
-    def __init__(self, config: str, out: Path, ray_address: str | None = None) -> None:
+    def __init__(self, config: str, out: Path, **variables: str) -> None:
+        """
+        Args:
+            variables: of its environment, such as RAY_ADDRESS.
+        """
         self._process = subprocess.Popen(
             [sys.executable, "-m", "engine.cli", "run", config, "--out", str(out)],
-            env=environment(ray_address),
+            env=environment() | variables,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     @property
     def is_alive(self) -> bool:
@@ -85,7 +95,7 @@ class Driver:
 
     def kill(self) -> None:
         self._process.kill()
-        self.end()
+        self._process.wait()
 
     def interrupt(self) -> None:
         """Ctrl-C on a terminal: every process of the foreground group gets the signal."""
@@ -96,24 +106,16 @@ class Driver:
         try:
             _, errors = self._process.communicate(timeout=2 * PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             _, errors = self._process.communicate()
             raise AssertionError(f"the driver does not end: {errors}") from None
         return self._process.returncode, errors.splitlines()
 
-    def remaining(self) -> list[int]:
-        """Processes of its session that are alive."""
-        return session_pids(self._process.pid)
 
-
-def session_pids(session: int) -> list[int]:
-    pids = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(its_session) == session and state != "Z":
-                pids.append(int(stat.parent.name))
-    return pids
+def is_alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -125,6 +125,13 @@ class TinyRun:
             for record in read_records(self.store, f"{shards}/shard-{shard:06d}.parquet")
         ]
 
+    def content(self) -> list[list[ImageRecord]]:
+        """All rows by round, but for what differs from one run to the next: times and places."""
+        return [
+            [r.model_copy(update={"worker_seconds": 0.0, "uri": ""}) for r in self.records(index)]
+            for index in range(len(self.rounds))
+        ]
+
     def assert_whole(self) -> None:
         """Every image of every plan has exactly one row, and `sa-engine verify` finds no fault."""
         for index in range(len(self.rounds)):
@@ -153,8 +160,3 @@ def draw_images(folder: Path, num_images: int, held_out: int = 0) -> None:
         images.append({"id": number, "file_name": name, "split": split})
     content = {"images": images, "annotations": annotations}
     (folder / "instances.json").write_text(json.dumps(content))
-
-
-def comparable(records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Without what differs from one time to the next."""
-    return [record.model_copy(update={"worker_seconds": 0.0}) for record in records]

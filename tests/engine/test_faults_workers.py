@@ -9,8 +9,8 @@ import pytest
 
 from engine.ray_machines import RayMachines
 from faults import environment_here, held_pids, lift, noted_pids, plant, wait_until
-from stages.records import ImageRecord, ImageStatus
-from tiny_runs import AUTOMATIC, MANUAL, TinyRun, comparable
+from stages.records import ImageStatus
+from tiny_runs import AUTOMATIC, MANUAL, TinyRun
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -32,14 +32,14 @@ def test_workers_killed_inside_shards_and_just_before_publishing_cost_no_row(
     run.assert_whole()
     assert not list(tmp_path.rglob("*.fault"))  # both were met
     old, young = sorted(shards.glob("*.staged"))
-    assert [path.name[:12] for path in (old, young)] == ["shard-000000", "shard-000002"]
+    assert ["shard-000000" in old.name, "shard-000002" in young.name] == [True, True]
     os.utime(old, (0, 0))
     run.run()
     assert list(shards.glob("*.staged")) == [young]
 
     undisturbed = TinyRun(tmp_path / "b", [AUTOMATIC], num_images=6)
     undisturbed.run()
-    assert _content(run) == _content(undisturbed)
+    assert run.content() == undisturbed.content()
 
 
 def test_an_image_that_always_kills_its_worker_is_given_up_and_its_neighbours_are_not(
@@ -93,11 +93,3 @@ def test_a_node_removed_while_its_workers_are_inside_shards_costs_no_row(
 
 def _standing(run: TinyRun) -> set[int]:
     return {pid for number in range(run.num_images) for pid in held_pids(run.image(number))}
-
-
-def _content(run: TinyRun) -> list[list[ImageRecord]]:
-    """All rows but for where the images lie, which differs between two runs."""
-    return [
-        [record.model_copy(update={"uri": ""}) for record in comparable(run.records(index))]
-        for index in range(len(run.rounds))
-    ]

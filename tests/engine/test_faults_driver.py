@@ -1,0 +1,148 @@
+"""Drivers that are killed, stopped with Ctrl-C, or run twice at once."""
+
+import io
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from faults import Driver, held_pids, is_alive, lift, noted_pids, plant, wait_until
+from tiny_runs import AUTOMATIC, MANUAL, TinyRun
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.slow
+
+STEPS, SAVE_EVERY, BATCH = 40, 4, 2
+ROUNDS = [{**MANUAL, "images": 4}, AUTOMATIC]
+CHANGES = {
+    "retraining": {
+        "training": {"steps": STEPS, "batch_images": BATCH},
+        "save_every_steps": SAVE_EVERY,
+    }
+}
+KILLED, INTERRUPTED = -9, 130
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """In one process, from start to end."""
+    run = TinyRun(tmp_path_factory.mktemp("undisturbed"), ROUNDS, num_images=8, changes=CHANGES)
+    run.run()
+    return run
+
+
+@pytest.mark.ray
+def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_run(
+    tmp_path: Path, ray_cluster: "Cluster", undisturbed: TinyRun
+) -> None:
+    run = TinyRun(tmp_path, ROUNDS, num_images=8, changes=CHANGES)
+    config = run.write_config()
+    embeddings = [
+        run.out / path.relative_to(undisturbed.out)
+        for path in undisturbed.out.glob("embeddings/**/*.npy")
+    ]
+
+    def drive() -> Driver:
+        return Driver(config, run.out, RAY_ADDRESS=ray_cluster.address)
+
+    def readers() -> list[int]:
+        return [pid for path in embeddings for pid in noted_pids(path)]
+
+    def kept_once_dead() -> int:
+        """Steps; a rank may outlive its driver for a moment, and keep another state."""
+        wait_until(lambda: not any(map(is_alive, readers())), "the rank is dead")
+        return _kept_steps(run)
+
+    # While a task is worked on; the worker outlives its driver and goes on.
+    image = run.image(undisturbed.planned(0)[2])
+    plant(image, "hold worker")
+    with drive() as driver:
+        wait_until(lambda: held_pids(image) or not driver.is_alive, "a task is worked on")
+        driver.kill()
+    lift(image)
+
+    # While training: by Ctrl-C, then by force.
+    for embedding in embeddings:
+        plant(embedding, "note worker")
+    with drive() as driver:
+        wait_until(lambda: _kept_steps(run) or not driver.is_alive, "a state is kept")
+        driver.interrupt()
+        status, errors = driver.end()
+    assert (status, errors[-1]) == (INTERRUPTED, "stopped; the same command goes on from here")
+    kept = kept_once_dead()
+    assert 0 < kept < STEPS
+    with drive() as driver:
+        wait_until(lambda: _kept_steps(run) > kept or not driver.is_alive, "a later one is kept")
+        driver.kill()
+    kept, dead = kept_once_dead(), set(readers())
+    assert 0 < kept < STEPS
+
+    # While sealing a round: the manifest is written but has no name yet.
+    manifest = run.out / "rounds/01-fully_automatic/manifest.json"
+    plant(manifest, "kill once")
+    with drive() as driver:
+        assert driver.end()[0] == KILLED
+    assert not manifest.exists()
+    # The training before it has done the steps that were missing, each of which reads its images.
+    assert sum(pid not in dead for pid in readers()) == (STEPS - kept) * BATCH
+
+    with drive() as driver:
+        status, errors = driver.end()
+    assert status == 0, errors
+    run.assert_whole()
+    assert run.content() == undisturbed.content()
+
+
+def test_two_drivers_of_one_run_at_once_double_no_row(tmp_path: Path, undisturbed: TinyRun) -> None:
+    changes = {**CHANGES, "execution": {"executor": "local"}}
+    run = TinyRun(tmp_path, ROUNDS, num_images=8, changes=changes)
+    config = run.write_config()
+    with Driver(config, run.out) as first, Driver(config, run.out) as second:
+        for status, errors in (first.end(), second.end()):
+            assert status == 0, errors
+    run.assert_whole()
+    assert run.content() == undisturbed.content()
+
+
+@pytest.mark.ray
+def test_a_driver_killed_at_a_random_moment_with_a_ray_of_its_own_is_simply_started_again(
+    tmp_path: Path,
+) -> None:
+    changes = {"fully_automatic": {"points_per_side": 8}}
+    run = TinyRun(tmp_path, [AUTOMATIC], num_images=24, changes=changes)
+    config, shards = run.write_config(), run.out / "rounds/00-fully_automatic/shards"
+    delay = random.uniform(0, 2)
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as ray:
+        with Driver(config, run.out, RAY_TMPDIR=ray) as driver:
+            wait_until(lambda: shards.exists() or not driver.is_alive, "shards are made")
+            time.sleep(delay)
+        print(f"killed {delay:.2f} s after work on the first shard began")
+        with Driver(config, run.out, RAY_TMPDIR=ray) as driver:
+            status, errors = driver.end()
+        assert status == 0, errors
+        run.assert_whole()
+        wait_until(lambda: not _processes_of(ray), "Ray has ended after both of its drivers")
+
+
+def _kept_steps(run: TinyRun) -> int:
+    """Of the last state that a training kept; 0 when there is none."""
+    for path in run.out.glob("training/*/state.pt"):
+        return int(torch.load(io.BytesIO(path.read_bytes()))["steps_done"])
+    return 0
+
+
+def _processes_of(folder: str) -> list[str]:
+    """Command lines that name a folder."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return [line for line in lines if folder in line]
