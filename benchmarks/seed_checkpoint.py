@@ -69,8 +69,6 @@ INTERACTIONS = InteractionConfig(
 FINISHING = INTERACTIONS.model_copy(
     update={"num_corrections": 2, "pixel_loss": "focal", "pixel_loss_weight": 10.0}
 )
-LAST = FINISHING.model_copy(update={"iou_loss_weight": 5.0})
-
 PHASES = (
     Phase("encoder", 256, 6, 24, EMBEDDER),
     Phase(
@@ -99,15 +97,6 @@ PHASES = (
             warmup_steps=20,
             prompts_per_image=4,
             interactions=FINISHING,
-        ),
-    ),
-    Phase(
-        "last-384",
-        384,
-        4,
-        24,
-        JointConfig(
-            steps=140, learning_rate=3e-4, warmup_steps=10, prompts_per_image=4, interactions=LAST
         ),
     ),
 )
