@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,11 @@ class TinyRun:
             "rounds": list(self.rounds),
         }
         return EngineConfig.model_validate(merged(_BASE | given, self.changes))
+
+    def anew(self, folder: Path, **execution: object) -> "TinyRun":
+        """The same from the beginning, elsewhere."""
+        changes = merged(self.changes, {"execution": execution})
+        return replace(self, folder=folder, changes=changes)
 
     def write_config(self) -> str:
         path = self.folder / "config.yaml"

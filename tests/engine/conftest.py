@@ -1,4 +1,4 @@
-"""The one Ray of all tests that need one: it takes seconds to start."""
+"""What takes seconds to start and serves many tests: one Ray, and one finished run."""
 
 import logging
 import shutil
@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from faults import environment_here
+from tiny_runs import AUTOMATIC, MANUAL, SEMI, TinyRun
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 80 * 2**20
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run of every stage, in one process from its start to its end."""
+    rounds = [{**MANUAL, "images": 4}, {**SEMI, "images": 2, "retrain": False}, AUTOMATIC]
+    changes = {"retraining": {"training": {"steps": 40}, "save_every_steps": 4}}
+    run = TinyRun(tmp_path_factory.mktemp("undisturbed"), rounds, num_images=8, changes=changes)
+    run.run()
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import io
 import random
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,37 +12,21 @@ import pytest
 import torch
 
 from faults import Driver, held_pids, is_alive, lift, noted_pids, plant, wait_until
-from tiny_runs import AUTOMATIC, MANUAL, TinyRun
+from tiny_runs import AUTOMATIC, TinyRun
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.slow
 
-STEPS, SAVE_EVERY, BATCH = 40, 4, 2
-ROUNDS = [{**MANUAL, "images": 4}, AUTOMATIC]
-CHANGES = {
-    "retraining": {
-        "training": {"steps": STEPS, "batch_images": BATCH},
-        "save_every_steps": SAVE_EVERY,
-    }
-}
 KILLED, INTERRUPTED = -9, 130
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """In one process, from start to end."""
-    run = TinyRun(tmp_path_factory.mktemp("undisturbed"), ROUNDS, num_images=8, changes=CHANGES)
-    run.run()
-    return run
 
 
 @pytest.mark.ray
 def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_run(
     tmp_path: Path, ray_cluster: "Cluster", undisturbed: TinyRun
 ) -> None:
-    run = TinyRun(tmp_path, ROUNDS, num_images=8, changes=CHANGES)
+    run = undisturbed.anew(tmp_path)
     config = run.write_config()
     embeddings = [
         run.out / path.relative_to(undisturbed.out)
@@ -54,11 +39,6 @@ def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_ru
     def readers() -> list[int]:
         return [pid for path in embeddings for pid in noted_pids(path)]
 
-    def kept_once_dead() -> int:
-        """Steps; a rank may outlive its driver for a moment, and keep another state."""
-        wait_until(lambda: not any(map(is_alive, readers())), "the rank is dead")
-        return _kept_steps(run)
-
     # While a task is worked on; the worker outlives its driver and goes on.
     image = run.image(undisturbed.planned(0)[2])
     plant(image, "hold worker")
@@ -67,30 +47,28 @@ def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_ru
         driver.kill()
     lift(image)
 
-    # While training: by Ctrl-C, then by force.
+    # While training; the rank may outlive the driver, and keep another state.
     for embedding in embeddings:
         plant(embedding, "note worker")
     with drive() as driver:
         wait_until(lambda: _kept_steps(run) or not driver.is_alive, "a state is kept")
-        driver.interrupt()
-        status, errors = driver.end()
-    assert (status, errors[-1]) == (INTERRUPTED, "stopped; the same command goes on from here")
-    kept = kept_once_dead()
-    assert 0 < kept < STEPS
-    with drive() as driver:
-        wait_until(lambda: _kept_steps(run) > kept or not driver.is_alive, "a later one is kept")
         driver.kill()
-    kept, dead = kept_once_dead(), set(readers())
-    assert 0 < kept < STEPS
+    wait_until(lambda: not any(map(is_alive, readers())), "the rank is dead")
+    kept, dead = _kept_steps(run), set(readers())
+    training = run.config.retraining.training
+    assert 0 < kept < training.steps
 
-    # While sealing a round: the manifest is written but has no name yet.
-    manifest = run.out / "rounds/01-fully_automatic/manifest.json"
-    plant(manifest, "kill once")
+    # While proposals are made.
+    proposals = run.out / "rounds/01-semi_automatic/proposals/shard-000000.parquet"
+    plant(proposals, "hold worker")
     with drive() as driver:
-        assert driver.end()[0] == KILLED
-    assert not manifest.exists()
-    # The training before it has done the steps that were missing, each of which reads its images.
-    assert sum(pid not in dead for pid in readers()) == (STEPS - kept) * BATCH
+        wait_until(lambda: held_pids(proposals) or not driver.is_alive, "a shard is published")
+        driver.kill()
+    lift(proposals)
+    # The training did the steps that were missing, each of which reads the images of its batch.
+    # The detector's training came after it, in another rank.
+    reads = Counter(pid for pid in readers() if pid not in dead)
+    assert (training.steps - kept) * training.batch_images in reads.values()
 
     with drive() as driver:
         status, errors = driver.end()
@@ -100,12 +78,33 @@ def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_ru
 
 
 def test_two_drivers_of_one_run_at_once_double_no_row(tmp_path: Path, undisturbed: TinyRun) -> None:
-    changes = {**CHANGES, "execution": {"executor": "local"}}
-    run = TinyRun(tmp_path, ROUNDS, num_images=8, changes=changes)
+    run = undisturbed.anew(tmp_path, executor="local")
     config = run.write_config()
     with Driver(config, run.out) as first, Driver(config, run.out) as second:
         for status, errors in (first.end(), second.end()):
             assert status == 0, errors
+    run.assert_whole()
+    assert run.content() == undisturbed.content()
+
+
+def test_a_driver_killed_while_sealing_and_stopped_while_training_goes_on(
+    tmp_path: Path, undisturbed: TinyRun
+) -> None:
+    run = undisturbed.anew(tmp_path, executor="local")
+    config, manifest = run.write_config(), run.out / "rounds/00-assisted_manual/manifest.json"
+    plant(manifest, "kill once")  # it is written but has no name yet
+    with Driver(config, run.out) as driver:
+        assert driver.end()[0] == KILLED
+    assert not manifest.exists()
+
+    with Driver(config, run.out) as driver:
+        wait_until(lambda: _kept_steps(run) or not driver.is_alive, "a state is kept")
+        driver.interrupt()
+        status, errors = driver.end()
+    assert (status, errors[-1]) == (INTERRUPTED, "stopped; the same command goes on from here")
+    assert "Traceback" not in "".join(errors)
+
+    run.run()
     run.assert_whole()
     assert run.content() == undisturbed.content()
 

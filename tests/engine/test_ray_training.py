@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from engine.config import changed
 from engine.errors import EngineError
 from engine.ray_machines import RayMachines
 from engine.training import RetrainingJob
-from faults import noted_pids, plant, wait_until
+from faults import environment_here, lift, noted_pids, plant, wait_until
 from faulty_units import WitnessedJob
 from model.checkpoint import Checkpoint, load_checkpoint
-from tiny_runs import MANUAL, TinyRun
+from tiny_runs import TinyRun
 
 pytestmark = [
     pytest.mark.ray,
@@ -26,46 +27,56 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray Train warns of its own settings
 ]
 
-STEPS, SAVE_EVERY, BATCH = 30, 5, 2
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What Ray Train takes from the driver, which is this process."""
+    with environment_here():
+        yield
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A run with a sealed round to train on, and a checkpoint that was trained undisturbed."""
-    training = {"training": {"steps": STEPS, "batch_images": BATCH}, "save_every_steps": SAVE_EVERY}
-    folder = tmp_path_factory.mktemp("run")
-    run = TinyRun(folder, [MANUAL], num_images=4, changes={"retraining": training})
-    run.run()
-    return run
+@pytest.fixture
+def embeddings(undisturbed: TinyRun) -> Iterator[list[Path]]:
+    """Files that a worker leaves a note on when it reads them."""
+    paths = sorted(undisturbed.out.glob("embeddings/**/*.npy"))
+    for path in paths:
+        plant(path, "note worker")
+    yield paths
+    for path in paths:
+        lift(path)
 
 
 def test_a_rank_killed_in_the_middle_goes_on_from_the_kept_state_to_the_same_weights(
-    run: TinyRun,
+    undisturbed: TinyRun, embeddings: list[Path]
 ) -> None:
+    run, training = undisturbed, undisturbed.config.retraining.training
     job = RetrainingJob(**_job(run, "killed"))
-    for path in _embeddings(run):
-        plant(path, "note worker")
+
+    def readers() -> list[int]:
+        return [pid for path in embeddings for pid in noted_pids(path)]
+
     with ThreadPoolExecutor(1) as driver:
-        training = driver.submit(RayMachines(run.config.execution).train, run.store, job)
-        wait_until(lambda: run.store.exists(job.state_path) or training.done(), "a state is kept")
-        assert not training.done() or training.result()
-        (killed,) = set(_reads(run))
+        done = driver.submit(RayMachines(run.config.execution).train, run.store, job)
+        wait_until(lambda: run.store.exists(job.state_path) or done.done(), "a state is kept")
+        (killed,) = set(readers())
         os.kill(killed, signal.SIGKILL)
         kept = torch.load(io.BytesIO(run.store.read(job.state_path)))["steps_done"]
-        training.result(timeout=90)
+        done.result(timeout=90)
 
-    assert 0 < kept < STEPS
-    reads = [pid for pid in _reads(run) if pid != killed]
+    assert 0 < kept < training.steps
+    reads = [pid for pid in readers() if pid != killed]
     assert len(set(reads)) == 1
-    assert len(reads) == (STEPS - kept) * BATCH  # a step reads all of its images
-    disturbed, undisturbed = _checkpoint(run, "killed"), _checkpoint(run, "round-00")
-    assert disturbed.sha256 == undisturbed.sha256
-    assert disturbed.lineage == undisturbed.lineage
+    # A step reads the images of its batch: none was repeated.
+    assert len(reads) == (training.steps - kept) * training.batch_images
+    disturbed, original = _checkpoint(run, "killed"), _checkpoint(run, "round-00")
+    assert disturbed.sha256 == original.sha256
+    assert disturbed.lineage == original.lineage
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_the_same_weights(run: TinyRun) -> None:
-    changes = {"execution": {"train_workers": 2}, "retraining": {"training": {"steps": SAVE_EVERY}}}
+def test_two_ranks_hold_the_same_weights(undisturbed: TinyRun) -> None:
+    run, interrupt = undisturbed, signal.getsignal(signal.SIGINT)
+    changes = {"execution": {"train_workers": 2}, "retraining": {"training": {"steps": 4}}}
     config = changed(run.config, changes)
     job = WitnessedJob(**_job(run, "two-ranks") | {"config": config})
     RayMachines(config.execution).train(run.store, job)
@@ -76,12 +87,14 @@ def test_two_ranks_hold_the_same_weights(run: TinyRun) -> None:
     trained, parent = (_checkpoint(run, name).sam.state_dict() for name in ("two-ranks", "tiny"))
     assert all(torch.equal(first[name], trained[name]) for name in first)
     assert not all(torch.equal(first[name], parent[name]) for name in first)
+    assert signal.getsignal(signal.SIGINT) is interrupt  # Ray Train would take it, and for good
 
 
 def test_a_training_that_cannot_succeed_ends_in_one_line(
-    run: TinyRun, monkeypatch: pytest.MonkeyPatch
+    undisturbed: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_training, "MAX_RANK_FAILURES", 0)
+    run = undisturbed
     job = RetrainingJob(**_job(run, "orphan") | {"parent": "checkpoints/nobody"})
     with pytest.raises(EngineError, match=r"training of checkpoints/orphan failed: .*nobody") as e:
         RayMachines(run.config.execution).train(run.store, job)
@@ -97,15 +110,6 @@ def _job(run: TinyRun, name: str) -> dict[str, Any]:
         "folders": (run.config.round_folder(0),),
         "target": f"checkpoints/{name}",
     }
-
-
-def _reads(run: TinyRun) -> list[int]:
-    """The process of every read of an image's embedding."""
-    return [pid for path in _embeddings(run) for pid in noted_pids(path)]
-
-
-def _embeddings(run: TinyRun) -> list[Path]:
-    return sorted(run.out.glob("embeddings/**/*.npy"))
 
 
 def _checkpoint(run: TinyRun, name: str) -> Checkpoint:
