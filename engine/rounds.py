@@ -24,6 +24,7 @@ from engine.manifest import (
     RoundManifest,
     RoundPlan,
     freeze_plan,
+    load_plan,
     published_shards,
     seal,
 )
@@ -77,13 +78,15 @@ def run_rounds(
     run = open_run(store, config, progress, machines)
     _check_promotion(run)
     current = _start(run)
+    by_checkpoint = {current.checkpoint: current}
     outcomes: list[tuple[int, RoundOutcome]] = []
     for index, round_config in enumerate(config.rounds):
         outcome = load_outcome(store, config.round_folder(index))
         if outcome is None and stage in (None, round_config.stage):
-            outcome = _run_round(run, index, current)
+            outcome = _run_round(run, index, _parent(run, index, current, by_checkpoint))
         if outcome is not None:
             outcomes.append((index, outcome))
+            by_checkpoint[outcome.checkpoint] = outcome
             if round_config.retrain:  # one that does not may have run long before, by --stage
                 current = outcome
     return outcomes
@@ -112,6 +115,17 @@ def _start(run: Run) -> RoundOutcome:
             run.store.publish_folder(path, copy)
     outcome = RoundOutcome(checkpoint=path, evaluation=evaluate_checkpoint(run, path))
     return _publish_outcome(run, layout.START, outcome)
+
+
+def _parent(
+    run: Run, index: int, current: RoundOutcome, by_checkpoint: dict[str, RoundOutcome]
+) -> RoundOutcome:
+    """What a round starts from; one that was begun before, by --stage, keeps its checkpoint."""
+    folder = run.config.round_folder(index)
+    if not run.store.exists(layout.plan_path(folder)):
+        return current
+    name = load_plan(run.store, folder).header.checkpoint.partition("@")[0]
+    return by_checkpoint.get(layout.checkpoint_path(name), current)
 
 
 def _run_round(run: Run, index: int, current: RoundOutcome) -> RoundOutcome:
@@ -229,7 +243,7 @@ def train_once(
     target = layout.checkpoint_path(name)
     if store.has_folder(target):
         raise EngineError(f"{store.uri}/{target} exists; choose another --name")
-    index = len(folders) - 1
+    index = max(i for i in range(len(config.rounds)) if config.round_folder(i) in folders)
     job = RetrainingJob(store.uri, config, index, checkpoint or last, folders, target)
     LocalMachines().train(store, job)
     return target

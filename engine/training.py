@@ -22,6 +22,7 @@ from torch import Tensor
 from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.dataset import ShardDataset, build_index
+from engine.errors import EngineError
 from engine.manifest import load_manifest
 from model.checkpoint import Lineage, save_checkpoint
 from model.detector import ObjectDetector, save_detector
@@ -123,7 +124,10 @@ class TrainingJob(ABC):
     def publish(self, context: WorkerContext, save: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             finished = Path(folder) / Path(self.target).name
-            save(finished)
+            try:
+                save(finished)
+            except ValueError as error:
+                raise EngineError(f"the training of {self.target} failed: {error}") from error
             context.store.publish_folder(self.target, finished)
 
     @abstractmethod

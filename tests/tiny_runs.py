@@ -1,6 +1,8 @@
 """Runs so small that a test can watch one from its start to its end."""
 
 import json
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -8,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 from rich.console import Console
 
-from engine.cli import verify
+from engine import cli
 from engine.config import EngineConfig, merged
 from engine.machines import LocalMachines, Machines
 from engine.manifest import load_plan, published_shards
@@ -141,7 +144,7 @@ class TinyRun:
         """Every image of every plan has exactly one row, and `sa-engine verify` finds no fault."""
         for index in range(len(self.rounds)):
             assert [record.image_id for record in self.records(index)] == self.planned(index)
-        assert verify(str(self.out)) == 0
+        assert cli.verify(str(self.out)) == 0
 
 
 def draw_images(folder: Path, num_images: int, held_out: int = 0) -> None:
@@ -165,3 +168,14 @@ def draw_images(folder: Path, num_images: int, held_out: int = 0) -> None:
         images.append({"id": number, "file_name": name, "split": split})
     content = {"images": images, "annotations": annotations}
     (folder / "instances.json").write_text(json.dumps(content))
+
+
+def sa_engine(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command line in this process; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", ["sa-engine", *arguments])
+    engine_log = logging.getLogger("engine")
+    level = engine_log.level
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    engine_log.setLevel(level)
+    return int(ended.value.code or 0)

@@ -1,11 +1,9 @@
 """A disk that is full when something is to be written."""
 
-import logging
 import re
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 
 from engine import cli
 from faults import Driver, held_pids, lift, plant, wait_until
-from tiny_runs import AUTOMATIC, MANUAL, TinyRun
+from tiny_runs import AUTOMATIC, MANUAL, TinyRun, sa_engine
 
 DISK_BYTES = 8 * 2**20
 
@@ -84,7 +82,7 @@ def test_a_disk_that_is_full_when_a_shard_is_written_stops_the_run_until_there_i
     plant(image, "hold worker")
     with ThreadPoolExecutor(1) as other:
         filling = other.submit(_fill_when_held, image, disk)
-        assert _sa_engine(monkeypatch, "run", config, "--out", str(run.out)) == cli.USER_ERROR
+        assert sa_engine(monkeypatch, "run", config, "--out", str(run.out)) == cli.USER_ERROR
         filling.result()
     errors = capfd.readouterr().err.splitlines()
     (error,) = (line for line in errors if line.startswith("error: "))
@@ -94,7 +92,7 @@ def test_a_disk_that_is_full_when_a_shard_is_written_stops_the_run_until_there_i
     assert not [path.name for path in shards.iterdir() if "shard-000001" in path.name]
 
     disk.free()
-    assert _sa_engine(monkeypatch, "run", config, "--out", str(run.out)) == 0
+    assert sa_engine(monkeypatch, "run", config, "--out", str(run.out)) == 0
     run.assert_whole()
 
 
@@ -125,14 +123,3 @@ def _fill_when_held(path: Path, disk: Disk) -> None:
     wait_until(lambda: held_pids(path), "the worker stands still")
     disk.fill(held_pids(path)[0])
     lift(path)
-
-
-def _sa_engine(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The command line in this process; returns its exit status."""
-    monkeypatch.setattr(sys, "argv", ["sa-engine", *arguments])
-    engine_log = logging.getLogger("engine")
-    level = engine_log.level
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    engine_log.setLevel(level)
-    return int(ended.value.code or 0)
