@@ -1,0 +1,190 @@
+"""Rounds from plan to promotion, and what happens when a run is run again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import cli, layout
+from engine.corpus import Corpus
+from engine.errors import ConfigError, EngineError
+from engine.rounds import choose_images, is_better, load_start, train_once
+from model.checkpoint import load_checkpoint
+from stages.evaluation import Evaluation
+from stages.records import StageName
+from tiny_runs import AUTOMATIC, MANUAL, SEMI, TinyRun, sa_engine
+
+UNTRAINED = {**MANUAL, "retrain": False}
+
+
+def test_every_stage_has_one_row_an_image_and_says_which_checkpoint_answered(
+    undisturbed: TinyRun,
+) -> None:
+    run = undisturbed
+    run.assert_whole()
+    labels = [_label(run, name) for name in ("tiny", "round-00", "round-00")]
+    for index, label in enumerate(labels):
+        assert {m.checkpoint for record in run.records(index) for m in record.masks} == {label}
+    lineage = load_checkpoint(run.out / "checkpoints/round-00").lineage
+    assert lineage is not None
+    assert (lineage.parent, lineage.round, lineage.stage) == (labels[0], 0, "assisted_manual")
+
+
+def test_a_finished_run_does_nothing_when_it_is_run_again(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, [MANUAL], num_images=2, held_out=1)
+    first = run.run()
+    before = _files(run)
+    assert run.run() == first
+    assert _files(run) == before
+
+
+def test_rounds_take_different_images_and_none_that_is_held_out(undisturbed: TinyRun) -> None:
+    run, corpus = undisturbed, Corpus(undisturbed.store)
+    chosen = [choose_images(run.config, corpus, index).tolist() for index in range(3)]
+    assert [len(ids) for ids in chosen] == [4, 2, 2]
+    assert sorted(np.concatenate(chosen)) == corpus.select(split="train").tolist()
+
+
+def test_a_changed_config_is_refused_with_both_values_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local = {"execution": {"executor": "local"}}
+    run = TinyRun(tmp_path, [UNTRAINED], num_images=2, changes=local)
+    command = ("run", run.write_config(), "--out", str(run.out))
+    run.run()
+    before = _files(run)
+    changes = {"seed": 7, "simulated_annotator": {"max_clicks": 3}}
+    TinyRun(tmp_path, run.rounds, num_images=2, changes=local | changes).write_config()
+    assert sa_engine(monkeypatch, *command) == cli.USER_ERROR
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: cannot resume {run.out}: ")
+    assert "seed was 0, is now 7; simulated_annotator.max_clicks was 2, is now 3." in error
+    assert _files(run) == before
+
+
+def test_how_machines_are_used_may_change_from_one_time_to_the_next(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, [UNTRAINED], num_images=2)
+    run.run()
+    assert run.anew(tmp_path, workers=7, lease_seconds=1, max_attempts=9).run() == run.run()
+
+
+def test_one_stage_runs_without_the_others_and_they_after_it(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, [{**MANUAL, "images": 2}, AUTOMATIC], num_images=4)
+    ((index, outcome),) = run.run(stage=StageName.FULLY_AUTOMATIC)
+    assert (index, outcome.checkpoint) == (1, "checkpoints/tiny")
+    assert not run.store.exists(layout.plan_path(run.config.round_folder(0)))
+    (_, first), (_, second) = run.run()
+    assert first.checkpoint == "checkpoints/round-00"
+    assert second == outcome
+    run.assert_whole()
+
+
+def test_a_stage_begun_before_its_turn_ends_with_the_checkpoint_it_was_begun_with(
+    tmp_path: Path,
+) -> None:
+    rounds = [{**MANUAL, "images": 2}, {**MANUAL, "images": 2}, AUTOMATIC]
+    run = TinyRun(tmp_path, rounds, num_images=6)
+    run.run(stage=StageName.FULLY_AUTOMATIC)
+    for name in ("outcome.json", "manifest.json", "shards/shard-000000.parquet"):
+        (run.out / run.config.round_folder(2) / name).unlink()  # as if killed on its way
+    outcomes = dict(run.run())
+    assert outcomes[1].checkpoint == "checkpoints/round-01"
+    assert outcomes[2].checkpoint == "checkpoints/tiny"
+    run.assert_whole()
+
+
+def test_a_worse_checkpoint_is_not_promoted_if_it_must_be_better_and_both_figures_are_kept(
+    tmp_path: Path,
+) -> None:
+    ruin = {"retraining": {"training": {"learning_rate": 0.1, "warmup_steps": 0}}}
+    rounds = [{**MANUAL, "images": 2, "promote": "if_better"}, {**MANUAL, "promote": "always"}]
+    run = TinyRun(tmp_path, rounds, num_images=4, held_out=3, changes=ruin)
+    (_, kept), (_, promoted) = run.run()
+
+    start = load_start(run.store)
+    assert start is not None
+    assert (kept.checkpoint, kept.trained) == ("checkpoints/tiny", "checkpoints/round-00")
+    assert kept.evaluation == start.evaluation
+    assert is_better(kept.evaluation, kept.trained_evaluation)
+    lineage = load_checkpoint(run.out / "checkpoints/round-01").lineage
+    assert lineage is not None
+    assert lineage.parent == _label(run, "tiny")  # not the ruined one
+
+    assert promoted.checkpoint == promoted.trained == "checkpoints/round-01"
+    assert promoted.evaluation == promoted.trained_evaluation
+    assert is_better(start.evaluation, promoted.evaluation)
+
+
+def test_a_better_checkpoint_is_promoted_and_an_equal_or_unknown_one_is_not() -> None:
+    scores = {"miou_1_click_oracle": 0.9, "miou_3_clicks": 0.9, "miou_5_clicks": 0.9}
+
+    def evaluation(miou_1_click: float) -> Evaluation:
+        return Evaluation(
+            num_images=1, num_masks=2, miou_1_click=miou_1_click, iou_head_error=0.1, **scores
+        )
+
+    assert is_better(evaluation(0.51), evaluation(0.5))
+    assert not is_better(evaluation(0.5), evaluation(0.5))
+    assert not is_better(evaluation(float("nan")), evaluation(0.5))
+    assert not is_better(evaluation(0.5), None)
+    assert not is_better(None, evaluation(0.5))
+
+
+def test_a_training_that_diverges_ends_in_one_line(tmp_path: Path) -> None:
+    ruin = {"retraining": {"training": {"learning_rate": 1e6, "warmup_steps": 0}}}
+    run = TinyRun(tmp_path, [MANUAL], num_images=2, changes=ruin)
+    with pytest.raises(EngineError, match=r"training of .*round-00 failed: .* not finite"):
+        run.run()
+    assert not run.store.has_folder("checkpoints/round-00")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "message"),
+    [
+        ([UNTRAINED, UNTRAINED], r"round 1 \(assisted_manual\) has no images left: .* 2 usable"),
+        ([SEMI], "nothing to train on: no mask in any round"),
+        (
+            [{**MANUAL, "promote": "if_better"}],
+            "if_better compares .* raise corpus.held_out",
+        ),
+    ],
+    ids=["no images left", "no masks for a detector", "nothing to compare on"],
+)
+def test_rounds_that_cannot_be_run_say_why_in_one_line(
+    tmp_path: Path, rounds: list[dict[str, object]], message: str
+) -> None:
+    run = TinyRun(tmp_path, rounds, num_images=2)
+    with pytest.raises(EngineError, match=message) as caught:
+        run.run()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_simulated_annotator_without_ground_truth_is_refused(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, [UNTRAINED], num_images=2)
+    folder = {"kind": "folder", "name": "drawn", "path": str(run.images / "images")}
+    blind = TinyRun(tmp_path, run.rounds, num_images=2, changes={"sources": [folder]})
+    with pytest.raises(ConfigError, match="needs ground truth, but 2 of its 2 images have none"):
+        blind.run()
+
+
+def test_one_more_training_starts_from_the_last_checkpoint_and_takes_a_new_name(
+    tmp_path: Path,
+) -> None:
+    run = TinyRun(tmp_path, [MANUAL], num_images=2)
+    run.run()
+    assert train_once(run.store, "longer", steps=3) == "checkpoints/longer"
+    lineage = load_checkpoint(run.out / "checkpoints/longer").lineage
+    assert lineage is not None
+    assert (lineage.parent, lineage.steps) == (_label(run, "round-00"), 3)
+    with pytest.raises(EngineError, match="checkpoints/longer exists; choose another --name"):
+        train_once(run.store, "longer")
+
+
+def _label(run: TinyRun, name: str) -> str:
+    return load_checkpoint(run.out / "checkpoints" / name).label
+
+
+def _files(run: TinyRun) -> dict[str, int]:
+    """All files of a run, by when they were written."""
+    paths = (path for path in run.out.rglob("*") if path.is_file())
+    return {str(path): path.stat().st_mtime_ns for path in paths}
