@@ -28,24 +28,13 @@ def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_ru
 ) -> None:
     run = undisturbed.anew(tmp_path)
     config = run.write_config()
-    embeddings = [
-        run.out / path.relative_to(undisturbed.out)
-        for path in undisturbed.out.glob("embeddings/**/*.npy")
-    ]
+    embeddings = _embeddings_to_come(run, undisturbed)
 
     def drive() -> Driver:
         return Driver(config, run.out, RAY_ADDRESS=ray_cluster.address)
 
     def readers() -> list[int]:
         return [pid for path in embeddings for pid in noted_pids(path)]
-
-    # While a task is worked on; the worker outlives its driver and goes on.
-    image = run.image(undisturbed.planned(0)[2])
-    plant(image, "hold worker")
-    with drive() as driver:
-        wait_until(lambda: held_pids(image) or not driver.is_alive, "a task is worked on")
-        driver.kill()
-    lift(image)
 
     # While training; the rank may outlive the driver, and keep another state.
     for embedding in embeddings:
@@ -58,7 +47,7 @@ def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_ru
     training = run.config.retraining.training
     assert 0 < kept < training.steps
 
-    # While proposals are made.
+    # While proposals are made; the worker outlives its driver and publishes one all the same.
     proposals = run.out / "rounds/01-semi_automatic/proposals/shard-000000.parquet"
     plant(proposals, "hold worker")
     with drive() as driver:
@@ -87,15 +76,18 @@ def test_two_drivers_of_one_run_at_once_double_no_row(tmp_path: Path, undisturbe
     assert run.content() == undisturbed.content()
 
 
-def test_a_driver_killed_while_sealing_and_stopped_while_training_goes_on(
+def test_a_driver_killed_amid_a_task_and_over_a_seal_and_stopped_while_training_goes_on(
     tmp_path: Path, undisturbed: TinyRun
 ) -> None:
     run = undisturbed.anew(tmp_path, executor="local")
     config, manifest = run.write_config(), run.out / "rounds/00-assisted_manual/manifest.json"
+    plant(_embeddings_to_come(run, undisturbed)[0], "kill once")
     plant(manifest, "kill once")  # it is written but has no name yet
-    with Driver(config, run.out) as driver:
-        assert driver.end()[0] == KILLED
-    assert not manifest.exists()
+    for _ in range(2):
+        with Driver(config, run.out) as driver:
+            assert driver.end()[0] == KILLED
+        assert not manifest.exists()
+    assert not list(tmp_path.rglob("*.fault"))
 
     with Driver(config, run.out) as driver:
         wait_until(lambda: _kept_steps(run) or not driver.is_alive, "a state is kept")
@@ -118,6 +110,8 @@ def test_a_driver_killed_at_a_random_moment_with_a_ray_of_its_own_is_simply_star
     config, shards = run.write_config(), run.out / "rounds/00-fully_automatic/shards"
     delay = random.uniform(0, 2)
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as ray:
+        (Path(ray) / "ray").mkdir()
+        (Path(ray) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # not to be joined
         with Driver(config, run.out, RAY_TMPDIR=ray) as driver:
             wait_until(lambda: shards.exists() or not driver.is_alive, "shards are made")
             time.sleep(delay)
@@ -127,6 +121,12 @@ def test_a_driver_killed_at_a_random_moment_with_a_ray_of_its_own_is_simply_star
         assert status == 0, errors
         run.assert_whole()
         wait_until(lambda: not _processes_of(ray), "Ray has ended after both of its drivers")
+
+
+def _embeddings_to_come(run: TinyRun, undisturbed: TinyRun) -> list[Path]:
+    """Of the images of a run's tasks, by where they lie in one that has ended."""
+    paths = sorted(undisturbed.out.glob("embeddings/**/*.npy"))
+    return [run.out / path.relative_to(undisturbed.out) for path in paths]
 
 
 def _kept_steps(run: TinyRun) -> int:

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import ray
 
 from engine import layout, ray_executor
 from engine.context import WorkerSpec
@@ -13,7 +15,11 @@ from engine.errors import EngineError
 from engine.executor import Done, Failed, Outcome, Unit, run_all
 from engine.ray_executor import RayExecutor
 from engine.store import LocalStore
+from faults import environment_here
 from faulty_units import Die, Echo, Raise, RefuseToWrite, ReturnBytes, ReturnLock
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -81,6 +87,25 @@ def test_work_goes_on_with_the_workers_that_found_a_place(spec: WorkerSpec) -> N
         assert sorted(outcome.result for outcome in run_all(executor, units)) == sorted(
             unit.text for unit in units
         )
+
+
+def test_a_result_lost_with_its_machine_is_a_failure_of_its_unit(
+    spec: WorkerSpec, ray_cluster: "Cluster"
+) -> None:
+    with environment_here():
+        node = ray_cluster.add_node(num_cpus=3, object_store_memory=80 * 2**20)
+    wide = replace(spec, threads=3)  # more than the head has
+    with closing(RayExecutor(wide, workers=1)) as executor:
+        _wait_for_room(executor)
+        unit = ReturnBytes(2**24)
+        executor.submit(unit)
+        (slot,) = executor._slots
+        ray.wait(list(slot.running), fetch_local=False)
+        ray_cluster.remove_node(node, allow_graceful=False)
+        (outcome,) = _outcomes(executor, 1)
+    assert outcome.unit is unit
+    assert isinstance(outcome, Failed)
+    assert outcome.error.startswith("its worker died (")
 
 
 def test_it_says_what_it_waits_for_when_no_worker_finds_a_place(
