@@ -106,7 +106,7 @@ class Driver:
     def end(self) -> tuple[int, list[str]]:
         """Wait for the end: exit status (minus the signal that killed it) and lines of stderr."""
         try:
-            _, errors = self._process.communicate(timeout=2 * PATIENCE_SECONDS)
+            _, errors = self._process.communicate(timeout=PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             _, errors = self._process.communicate()

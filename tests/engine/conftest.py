@@ -21,7 +21,7 @@ OBJECT_STORE_BYTES = 80 * 2**20
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A run of every stage, in one process from its start to its end."""
     rounds = [{**MANUAL, "images": 4}, {**SEMI, "images": 2, "retrain": False}, AUTOMATIC]
-    changes = {"retraining": {"training": {"steps": 40}, "save_every_steps": 4}}
+    changes = {"retraining": {"training": {"steps": 24}, "save_every_steps": 4}}
     run = TinyRun(tmp_path_factory.mktemp("undisturbed"), rounds, num_images=8, changes=changes)
     run.run()
     return run

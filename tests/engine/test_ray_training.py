@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from ray.train import WorkerGroupError
+from ray.train.torch import TorchTrainer
 
-from engine import ray_training
 from engine.config import changed
 from engine.errors import EngineError
 from engine.ray_machines import RayMachines
@@ -93,12 +94,17 @@ def test_two_ranks_hold_the_same_weights(undisturbed: TinyRun) -> None:
 def test_a_training_that_cannot_succeed_ends_in_one_line(
     undisturbed: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_training, "MAX_RANK_FAILURES", 0)
-    run = undisturbed
-    job = RetrainingJob(**_job(run, "orphan") | {"parent": "checkpoints/nobody"})
-    with pytest.raises(EngineError, match=r"training of checkpoints/orphan failed: .*nobody") as e:
-        RayMachines(run.config.execution).train(run.store, job)
-    assert "\n" not in str(e.value)
+    def fit(_: TorchTrainer) -> None:
+        """What a rank's EngineError becomes after its last attempt."""
+        told = "[Rank 0]\nTraceback (most recent call last):\n  ...\nengine.errors.EngineError: why"
+        raise WorkerGroupError(told, {0: EngineError("why")})
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    job = RetrainingJob(**_job(undisturbed, "hopeless"))
+    with pytest.raises(EngineError) as caught:
+        RayMachines(undisturbed.config.execution).train(undisturbed.store, job)
+    told = "the training of checkpoints/hopeless failed: engine.errors.EngineError: why"
+    assert str(caught.value) == told
 
 
 def _job(run: TinyRun, name: str) -> dict[str, Any]:
