@@ -2,20 +2,21 @@
 
     python -m benchmarks.planning --images 1000000
 
-The corpus is made up, and every shard is a copy of one real, empty shard: what is measured is the
-engine's bookkeeping, not the reading of photographs or masks. Each step is what the commands call,
-`run_rounds` and `run_status`, in a process of its own: one that plans, one that goes on where half
-of the shards exist, one that seals, one that finds all done, and a look at the status.
+The scanned parts of a corpus are made up, and every shard is a copy of one real, empty shard: what
+is measured is the engine's bookkeeping, not the reading of photographs or masks. Each step is what
+the commands call, in a process of its own: one puts the corpus together, one plans, one goes on
+where half of the shards exist, one seals, one finds all done, and two look at the status.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from benchmarks.process import Cost, cost_of
 from engine import layout
 from engine.config import EngineConfig, RoundConfig
 from engine.context import WorkerSpec
-from engine.corpus import CORPUS, CORPUS_SCHEMA, ROWS_PER_GROUP, CorpusRow, assemble_corpus
+from engine.corpus import CORPUS_SCHEMA, LISTING, LISTING_SCHEMA, Corpus, build_corpus
 from engine.executor import Executor, Outcome, Unit
 from engine.manifest import load_plan
 from engine.progress import Progress
@@ -45,6 +46,7 @@ from stages.records import ImageStatus, StageName
 
 ROWS_PER_PART = 1000
 SIDE = 1000
+SOURCE = FolderSource(name="photographs", path="/photographs")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(folder: Path, num_images: int, images_per_shard: int) -> None:
     """Print a line for each step."""
     config, store = write_config(folder, images_per_shard), open_store(f"{folder}/run")
-    _print("assemble the corpus", cost_of(write_corpus, store.uri, num_images))
+    write_scanned(store, num_images)
+    _print("put the corpus together", cost_of(put_together, store.uri, config))
     _print("plan", cost_of(run_to_first_unit, store.uri, config))
     write_shards(store, config, share=0.5)
     _print("resume, half of the shards there", cost_of(run_to_first_unit, store.uri, config))
@@ -90,38 +93,43 @@ def write_config(folder: Path, images_per_shard: int) -> EngineConfig:
     )
 
 
-def write_corpus(uri: str, num_images: int) -> None:
-    """What scanning would have recorded of photographs, put together as a run does it."""
-    table = assemble_corpus(_parts(num_images))
-    open_store(uri).publish_written(
-        CORPUS, lambda file: pq.write_table(table, file, row_group_size=ROWS_PER_GROUP)
+def write_scanned(store: Store, num_images: int) -> None:
+    """What listing and scanning leave of so many photographs: the parts of a corpus."""
+    starts = range(0, num_images, ROWS_PER_PART)
+    parts = [scanned(range(start, min(start + ROWS_PER_PART, num_images))) for start in starts]
+    for number, part in enumerate(parts):
+        _publish_table(store, f"corpus/parts/{number:06d}.parquet", part)
+    _publish_table(store, LISTING, pa.concat_tables(parts).select(LISTING_SCHEMA.names))
+
+
+def _publish_table(store: Store, path: str, table: pa.Table) -> None:
+    store.publish_written(
+        path, lambda file: pq.write_table(table, file, row_group_size=ROWS_PER_PART)
     )
 
 
-def _parts(num_images: int) -> Iterator[pa.Table]:
-    for start in range(0, num_images, ROWS_PER_PART):
-        numbers = range(start, min(start + ROWS_PER_PART, num_images))
-        rows = [_corpus_row(number) for number in numbers]
-        yield pa.Table.from_pylist([row.model_dump() for row in rows], schema=CORPUS_SCHEMA)
+def scanned(numbers: range) -> pa.Table:
+    names = [f"{number // 1000:06d}/photograph_{number:09d}.jpg" for number in numbers]
+    columns: dict[str, Sequence[Any]] = {
+        "image_id": range(len(names)),
+        "source": [SOURCE.name] * len(names),
+        "source_id": [""] * len(names),
+        "uri": [f"{SOURCE.path}/{name}" for name in names],
+        "file_name": names,
+        "width": [SIDE] * len(names),
+        "height": [SIDE] * len(names),
+        "orientation": [1] * len(names),
+        "size_bytes": [300_000] * len(names),
+        "sha256": [sha256(name.encode()).hexdigest() for name in names],
+        "split": ["train"] * len(names),
+        "status": [ImageStatus.OK.value] * len(names),
+        "reason": [""] * len(names),
+    }
+    return pa.table({name: pa.array(columns[name]) for name in columns}).cast(CORPUS_SCHEMA)
 
 
-def _corpus_row(number: int) -> CorpusRow:
-    name = f"{number // 1000:06d}/photograph_{number:09d}.jpg"
-    return CorpusRow(
-        image_id=number,
-        source="photographs",
-        source_id="",
-        uri=f"/photographs/{name}",
-        file_name=name,
-        width=SIDE,
-        height=SIDE,
-        orientation=1,
-        size_bytes=300_000,
-        sha256=sha256(name.encode()).hexdigest(),
-        split="train",
-        status=ImageStatus.OK,
-        reason="",
-    )
+def put_together(uri: str, config: EngineConfig) -> None:
+    build_corpus(open_store(uri), config.sources, config.corpus)
 
 
 def write_shards(store: Store, config: EngineConfig, *, share: float) -> None:
@@ -137,14 +145,14 @@ def write_shards(store: Store, config: EngineConfig, *, share: float) -> None:
     )
     records = (
         image_record(
-            _corpus_row(number),
+            row,
             plan.header.stage,
             0,
             size_hw=(SIDE, SIDE),
             output=StageOutput(masks=()),
             worker_seconds=0.0,
         )
-        for number in plan.shard(0).tolist()
+        for row in Corpus(store).rows(plan.shard(0).tolist())
     )
     publish_shard(store, layout.shard_path(shards, 0), header, records)
     data = store.read(layout.shard_path(shards, 0))

@@ -45,7 +45,7 @@ def test_planning_says_what_every_step_costs(
     planning.main(["--images", "25", "--images-per-shard", "4"])
     lines = printed(capsys)
     assert [line["step"] for line in lines] == [
-        "assemble the corpus",
+        "put the corpus together",
         "plan",
         "resume, half of the shards there",
         "status, half of the shards there",
@@ -53,7 +53,7 @@ def test_planning_says_what_every_step_costs(
         "resume, all done",
         "status, all done",
     ]
-    assert all(line.keys() == {"step", "seconds", "peak_mb"} for line in lines)
+    assert all(line.keys() == {"step", "seconds", "cpu_seconds", "peak_mb"} for line in lines)
 
 
 @pytest.mark.ray
