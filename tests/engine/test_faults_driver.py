@@ -39,9 +39,11 @@ def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_ru
     # While training; the rank may outlive the driver, and keep another state.
     for embedding in embeddings:
         plant(embedding, "note worker")
+    plant(embeddings[0], "note hold worker 8")
     with drive() as driver:
-        wait_until(lambda: _kept_steps(run) or not driver.is_alive, "a state is kept")
+        wait_until(lambda: held_pids(embeddings[0]) or not driver.is_alive, "the rank stands still")
         driver.kill()
+    plant(embeddings[0], "note worker")
     wait_until(lambda: not any(map(is_alive, readers())), "the rank is dead")
     kept, dead = _kept_steps(run), set(readers())
     training = run.config.retraining.training

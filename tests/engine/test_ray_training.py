@@ -17,7 +17,7 @@ from engine.config import changed
 from engine.errors import EngineError
 from engine.ray_machines import RayMachines
 from engine.training import RetrainingJob
-from faults import environment_here, lift, noted_pids, plant, wait_until
+from faults import environment_here, held_pids, lift, noted_pids, plant, wait_until
 from faulty_units import WitnessedJob
 from model.checkpoint import Checkpoint, load_checkpoint
 from tiny_runs import TinyRun
@@ -52,14 +52,16 @@ def test_a_rank_killed_in_the_middle_goes_on_from_the_kept_state_to_the_same_wei
 ) -> None:
     run, training = undisturbed, undisturbed.config.retraining.training
     job = RetrainingJob(**_job(run, "killed"))
+    plant(embeddings[0], "note hold worker 8")
 
     def readers() -> list[int]:
         return [pid for path in embeddings for pid in noted_pids(path)]
 
     with ThreadPoolExecutor(1) as driver:
         done = driver.submit(RayMachines(run.config.execution).train, run.store, job)
-        wait_until(lambda: run.store.exists(job.state_path) or done.done(), "a state is kept")
-        (killed,) = set(readers())
+        wait_until(lambda: held_pids(embeddings[0]) or done.done(), "the rank stands still")
+        (killed,) = held_pids(embeddings[0])
+        plant(embeddings[0], "note worker")
         os.kill(killed, signal.SIGKILL)
         kept = torch.load(io.BytesIO(run.store.read(job.state_path)))["steps_done"]
         done.result(timeout=90)
