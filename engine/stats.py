@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from engine.concavity import concavity
+from engine.concavity import concavities
 from stages.records import ImageRecord, ImageStatus, MaskRecord, Record, Source
 
 Key = TypeVar("Key", bound=Hashable)
@@ -203,8 +203,10 @@ def _concavity_by_size(
     masks: Sequence[MaskRecord], sizes: Sequence[float]
 ) -> tuple[Histogram, Histogram, Histogram]:
     strata: tuple[list[float], list[float], list[float]] = ([], [], [])
-    for mask, stratum in zip(masks, np.searchsorted(SIZE_STRATA, sizes, side="right"), strict=True):
-        strata[stratum].append(concavity(mask.segmentation))
+    places = np.searchsorted(SIZE_STRATA, sizes, side="right")
+    values = concavities([mask.segmentation for mask in masks])
+    for place, value in zip(places, values, strict=True):
+        strata[place].append(value)
     small, medium, large = (Histogram.of(values, CONCAVITY_EDGES) for values in strata)
     return small, medium, large
 

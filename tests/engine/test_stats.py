@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.spatial import ConvexHull
 
-from engine.concavity import concavity, hull_area
+from engine.concavity import concavities, hull_area
 from engine.report import rounds_table, stats_table
 from engine.stats import CENTRE_BINS, SECONDS_EDGES, Histogram, Stats
 from stages.records import ImageRecord, ImageStatus, MaskRecord, Rle, Source, StageName
@@ -138,19 +138,26 @@ def test_hull_area_equals_that_of_all_pixel_corners(mask: Mask) -> None:
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 7), (7, 1), (5, 8)])
 def test_a_full_frame_is_convex(size_hw: tuple[int, int]) -> None:
     rle = encode_rle(np.ones(size_hw, dtype=bool))
-    assert (hull_area(rle), concavity(rle)) == (size_hw[0] * size_hw[1], 0.0)
+    assert (hull_area(rle), concavities([rle])) == (size_hw[0] * size_hw[1], [0.0])
+
+
+@relaxed
+@given(st.lists(masks_drawn, max_size=5))
+def test_masks_do_not_touch_each_others_hulls(masks: list[Mask]) -> None:
+    rles = [encode_rle(mask) for mask in masks]
+    assert concavities(rles) == [value for rle in rles for value in concavities([rle])]
 
 
 def test_an_empty_mask_has_no_hull_and_no_concavity() -> None:
     rle = encode_rle(np.zeros((4, 4), dtype=bool))
-    assert (hull_area(rle), concavity(rle)) == (0.0, 0.0)
+    assert (hull_area(rle), concavities([rle])) == (0.0, [0.0])
 
 
 def test_two_pixels_at_opposite_corners_span_a_slanted_hull() -> None:
     mask = np.zeros((4, 4), dtype=bool)
     mask[0, 0] = mask[3, 3] = True
     assert hull_area(encode_rle(mask)) == 7.0  # 16 less two triangles of legs 3
-    assert concavity(encode_rle(mask)) == pytest.approx(5 / 7)
+    assert concavities([encode_rle(mask)]) == pytest.approx([5 / 7])
 
 
 @relaxed
