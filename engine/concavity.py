@@ -1,8 +1,8 @@
 """How far masks are from convex, straight from their runs: 1 - area / area of the convex hull.
 
 A pixel is the unit square it covers, so one pixel is convex, and so is any upright rectangle. The
-hull's area comes out of whole numbers: it is exact, and the same on every machine. All masks of an
-image are worked on at once: one by one they would cost a worker three times as much.
+hull's area comes out of whole numbers: it is exact, and the same on every machine. Many masks are
+worked on at once: one by one they would cost a worker three times as much.
 """
 
 # Axes: N masks, R runs of all masks, C columns that meet a mask, one mask after another.
@@ -17,18 +17,28 @@ from stages.rle import rle_runs
 
 Ints = NDArray[np.int64]
 
+MASKS_AT_ONCE = 64
+"""Enough to hide the cost of a call, few enough to need next to no memory."""
+
 
 def concavities(rles: Sequence[Rle]) -> list[float]:
     """In [0, 1); 0 for a convex mask and for an empty one."""
-    runs = [rle_runs(rle) for rle in rles]
-    areas = [int((run[:, 1] - run[:, 0]).sum()) for run in runs]
-    hulls = _hull_areas(runs, [rle.size[0] for rle in rles]).tolist()
-    return [1 - area / hull if hull else 0.0 for area, hull in zip(areas, hulls, strict=True)]
+    starts = range(0, len(rles), MASKS_AT_ONCE)
+    return [
+        value for start in starts for value in _concavities(rles[start : start + MASKS_AT_ONCE])
+    ]
 
 
 def hull_area(rle: Rle) -> float:
     """Area of the convex hull of the mask's pixels, in pixels; 0 for an empty mask."""
     return float(_hull_areas([rle_runs(rle)], [rle.size[0]])[0])
+
+
+def _concavities(rles: Sequence[Rle]) -> list[float]:
+    runs = [rle_runs(rle) for rle in rles]
+    areas = [int((run[:, 1] - run[:, 0]).sum()) for run in runs]
+    hulls = _hull_areas(runs, [rle.size[0] for rle in rles]).tolist()
+    return [1 - area / hull if hull else 0.0 for area, hull in zip(areas, hulls, strict=True)]
 
 
 def _hull_areas(runs: Sequence[Ints], heights: Sequence[int]) -> NDArray[np.float64]:
@@ -47,7 +57,7 @@ def _column_extents(runs: Sequence[Ints], heights: Sequence[int]) -> tuple[Ints,
     lengths = [len(run) for run in runs]
     owner = np.repeat(np.arange(len(runs)), lengths)  # (R,)
     height = np.repeat(np.array(heights, dtype=np.int64), lengths)
-    start, end = np.concatenate([np.zeros((0, 2), dtype=np.int64), *runs]).T
+    start, end = np.concatenate(runs).T
     first, last = start // height, (end - 1) // height
     spans = last - first + 1  # a run may cross into the next columns
     piece = np.arange(spans.sum()) - np.repeat(spans.cumsum() - spans, spans)  # 0, 1, .. in its run
