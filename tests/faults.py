@@ -8,6 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray._private.node import Node
+    from ray.cluster_utils import Cluster
 
 TESTS = Path(__file__).parent
 PATIENCE_SECONDS = 150.0
@@ -103,6 +108,10 @@ class Driver:
         """Ctrl-C on a terminal: every process of the foreground group gets the signal."""
         os.killpg(self._process.pid, signal.SIGINT)
 
+    def end_session(self) -> None:
+        """Ray's agents outlive a raylet that was killed by a minute."""
+        _kill([pid for pid, (_, session) in _processes().items() if session == self._process.pid])
+
     def end(self) -> tuple[int, list[str]]:
         """Wait for the end: exit status (minus the signal that killed it) and lines of stderr."""
         try:
@@ -114,10 +123,33 @@ class Driver:
         return self._process.returncode, errors.splitlines()
 
 
+def take_away(cluster: "Cluster", node: "Node") -> None:
+    """A node without power: its raylet dies, and all that the raylet has started."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    children = [pid for pid, (parent, _) in _processes().items() if parent == raylet]
+    cluster.remove_node(node, allow_graceful=False)
+    _kill(children)
+
+
 def is_alive(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+    return pid in _processes()
+
+
+def _processes() -> dict[int, tuple[int, int]]:
+    """Parent and session of every process that is alive."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if state != "Z":
+                found[int(path.parent.name)] = int(parent), int(session)
+    return found
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _beside(path: Path, suffix: str) -> Path:

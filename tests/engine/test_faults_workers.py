@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.ray_machines import RayMachines
-from faults import environment_here, held_pids, lift, noted_pids, plant, wait_until
+from faults import environment_here, held_pids, lift, noted_pids, plant, take_away, wait_until
 from stages.records import ImageStatus
 from tiny_runs import AUTOMATIC, MANUAL, TinyRun
 
@@ -81,7 +81,7 @@ def test_a_node_removed_while_its_workers_are_inside_shards_costs_no_row(
         wait_until(
             lambda: len(_standing(run)) == 4 or running.done(), "four workers are inside shards"
         )
-        ray_cluster.remove_node(node, allow_graceful=False)
+        take_away(ray_cluster, node)
         for number in range(14):
             lift(run.image(number))
         running.result(timeout=90)

@@ -15,7 +15,7 @@ from engine.errors import EngineError
 from engine.executor import Done, Failed, Outcome, Unit, run_all
 from engine.ray_executor import RayExecutor
 from engine.store import LocalStore
-from faults import environment_here
+from faults import environment_here, take_away
 from faulty_units import Die, Echo, Raise, RefuseToWrite, ReturnBytes, ReturnLock
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_a_result_lost_with_its_machine_is_a_failure_of_its_unit(
         executor.submit(unit)
         (slot,) = executor._slots
         ray.wait(list(slot.running), fetch_local=False)
-        ray_cluster.remove_node(node, allow_graceful=False)
+        take_away(ray_cluster, node)
         (outcome,) = _outcomes(executor, 1)
     assert outcome.unit is unit
     assert isinstance(outcome, Failed)
