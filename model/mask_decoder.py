@@ -55,20 +55,29 @@ class MaskDecoder(nn.Module):
             multimask_output: whole, part and subpart; otherwise the one mask of the token that
                 is meant for prompts without ambiguity.
         """
-        P, _, h, w = image.shape
-        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(P, -1, -1), sparse], dim=1)
+        h, w = image.shape[-2:]
         tokens, cells = self.transformer(
-            image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens
+            image.flatten(2).transpose(1, 2),
+            image_pe.flatten(2).transpose(1, 2),
+            self.prompt_tokens(sparse),
         )
-        # Only the outputs asked for are computed: the single mask is token 0, the rest follow.
-        wanted = range(1, self.num_mask_tokens) if multimask_output else range(1)
         upscaled = self.output_upscaling(cells.transpose(1, 2).unflatten(2, (h, w)))
+        predicted_iou, weights = self.predict(tokens, multimask_output=multimask_output)
+        return MaskPrediction(torch.einsum("pmc,pchw->pmhw", weights, upscaled), predicted_iou)
+
+    def prompt_tokens(self, sparse: Tensor) -> Tensor:
+        """(P, T, C): the token of the IoU, one of each mask, and the prompt's own (P, _, C)."""
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        return torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+
+    def predict(self, tokens: Tensor, *, multimask_output: bool) -> tuple[Tensor, Tensor]:
+        """From tokens (P, T, C) that have read: predicted IoU (P, M), channel weights (P, M, _).
+
+        Only the outputs asked for are computed: the single mask is output 0, the rest follow.
+        """
+        wanted = range(1, self.num_mask_tokens) if multimask_output else range(1)
         weights = torch.stack(
             [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1
         )
-        predicted_iou = self.iou_prediction_head(tokens[:, 0])
-        return MaskPrediction(
-            low_res_masks=torch.einsum("pmc,pchw->pmhw", weights, upscaled),
-            predicted_iou=predicted_iou[:, wanted.start : wanted.stop],
-        )
+        predicted_iou: Tensor = self.iou_prediction_head(tokens[:, 0])
+        return predicted_iou[:, wanted.start : wanted.stop], weights

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from model.factored_decoder import FactoredDecoder
 from model.image_encoder import ImageEncoderViT, ViTConfig
 from model.mask_decoder import MaskDecoder, MaskPrediction
 from model.prompt_encoder import PromptEncoder, Prompts
@@ -105,6 +106,13 @@ class Sam(nn.Module):
             )
         embeddings: Tensor = self.image_encoder(images)
         return embeddings
+
+    def prepare(self, image_embedding: Tensor) -> FactoredDecoder:
+        """One image (1, C, S / 16, S / 16), ready to be asked by many prompts.
+
+        The same answers as `decode`, several times as fast; for inference, without mask prompts.
+        """
+        return FactoredDecoder(self.prompt_encoder, self.mask_decoder, image_embedding)
 
     def decode(
         self,

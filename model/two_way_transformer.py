@@ -50,13 +50,7 @@ class TwoWayAttentionBlock(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
-        # In the first block the queries are still their own positions: adding them again, or
-        # carrying them past the attention, would say nothing new.
-        if self.is_first:
-            queries = self.norm1(self.self_attn(queries, queries, queries))
-        else:
-            q = queries + query_pe
-            queries = self.norm1(queries + self.self_attn(q, q, queries))
+        queries = self.attend_to_tokens(queries, query_pe)
 
         q, k = queries + query_pe, keys + key_pe
         queries = self.norm2(queries + self.cross_attn_token_to_image(q, k, keys))
@@ -65,6 +59,16 @@ class TwoWayAttentionBlock(nn.Module):
         q = queries + query_pe
         keys = self.norm4(keys + self.cross_attn_image_to_token(k, q, queries))
         return queries, keys
+
+    def attend_to_tokens(self, queries: Tensor, query_pe: Tensor) -> Tensor:
+        # In the first block the queries are still their own positions: adding them again, or
+        # carrying them past the attention, would say nothing new.
+        if self.is_first:
+            attended: Tensor = self.norm1(self.self_attn(queries, queries, queries))
+            return attended
+        q = queries + query_pe
+        attended = self.norm1(queries + self.self_attn(q, q, queries))
+        return attended
 
 
 class Attention(nn.Module):

@@ -1,5 +1,7 @@
 """Stage three: the model annotates alone, from a grid of points over the image and its crops."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -8,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from model.factored_decoder import FactoredDecoder
 from model.prompt_encoder import Prompts
 from model.sam import Sam
-from model.transforms import ResizeLongestSide
 from stages.base import Provenance, StageOutput
 from stages.batch import MaskBatch
 from stages.crops import Crop, crop_layers
@@ -18,15 +20,15 @@ from stages.filters import (
     DropReason,
     Drops,
     FilterConfig,
+    box_nms,
     clean_small_regions,
     drop_duplicates,
     drop_whole_image,
-    mask_box,
     touches_crop_edge,
 )
 from stages.predictor import MASK_THRESHOLD, Image, Predictor, embed
 from stages.prompts import point_grid
-from stages.records import MaskRecord, Record, Source, StageName
+from stages.records import MaskRecord, Record, Rle, Source, StageName
 from stages.rle import encode_window, rle_area, rle_bbox
 
 # Axes: P prompts, M outputs of a prompt, N candidates.
@@ -50,8 +52,8 @@ class FullyAutomaticConfig(Record):
     """The grid's side in layer i is points_per_side / factor^i."""
     crop_overlap_ratio: float = Field(default=512 / 1500, ge=0, lt=1)
     """Of the short side, in layer 1; halves with each layer."""
-    points_per_batch: PositiveInt = 64
-    """Prompts decoded at once: memory against speed, no effect on the masks."""
+    points_per_batch: PositiveInt = 16
+    """Prompts decoded at once, no effect on the masks: few fit a core's cache, a GPU wants many."""
     filters: FilterConfig = FilterConfig()
 
     @staticmethod
@@ -96,7 +98,7 @@ class FullyAutomatic:
             stability_offset=config.filters.stability_score_offset,
         )
         points = point_grid(max(side, 1), crop.size_hw)
-        found = confident_masks(
+        return confident_masks(
             predictor,
             crop,
             image.size_hw,
@@ -105,7 +107,19 @@ class FullyAutomatic:
             drops,
             per_batch=config.points_per_batch,
         )
-        return drop_duplicates(found, found.predicted_iou, config.filters.box_nms_thresh, drops)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mask that the model is sure of, not yet drawn."""
+
+    low_res_mask: Tensor
+    """(S/4, S/4) logits."""
+    box_xyxy: tuple[int, int, int, int]
+    """Outermost pixels, both ends inclusive, crop frame."""
+    predicted_iou: float
+    stability_score: float
+    prompt: NDArray[np.float32]
 
 
 def confident_masks(
@@ -118,68 +132,112 @@ def confident_masks(
     *,
     per_batch: int,
 ) -> MaskBatch:
-    """Decode prompts in one crop and keep the masks the model is sure of, in the image's frame.
+    """Decode prompts in one crop; the masks the model is sure of, duplicates removed, best first.
+
+    Only what survives is drawn and encoded.
 
     Args:
         size_hw: of the whole image.
         prompts: crop frame; (P, 2) points, three outputs each, or (P, 4) boxes_xyxy, one each.
         per_batch: prompts decoded at once.
+
+    Returns:
+        Masks in the image's frame.
     """
-    batches = [
-        _confident_batch(
-            predictor, crop, size_hw, prompts[start : start + per_batch], filters, drops
-        )
+    decoder = predictor.sam.prepare(predictor.embedding)
+    candidates = [
+        candidate
         for start in range(0, len(prompts), per_batch)
+        for candidate in _candidates(
+            predictor, decoder, prompts[start : start + per_batch], filters, drops
+        )
     ]
-    return MaskBatch.concat([MaskBatch.empty(prompts.shape[1]), *batches])
+    if not candidates:
+        return MaskBatch.empty(prompts.shape[1])
+    x0, y0, _, _ = crop.box_xyxy
+    boxes = np.asarray([c.box_xyxy for c in candidates], dtype=np.float32)
+    boxes += np.asarray((x0, y0, x0, y0), dtype=np.float32)
+    at_edge = touches_crop_edge(boxes, crop.box_xyxy, size_hw, filters.crop_edge_tolerance)
+    drops[DropReason.CROP_EDGE] += int(at_edge.sum())
+    (inside,) = np.nonzero(~at_edge)
+    scores = np.asarray([c.predicted_iou for c in candidates], dtype=np.float32)
+    kept = inside[box_nms(boxes[inside], scores[inside], filters.box_nms_thresh)]
+    drops[DropReason.DUPLICATE] += len(inside) - len(kept)
+    survivors = [candidates[i] for i in kept]
+    to_image = np.tile(np.asarray((x0, y0), dtype=np.float32), prompts.shape[1] // 2)
+    return MaskBatch(
+        rles=tuple(_encode(predictor, c.low_res_mask, (x0, y0), size_hw) for c in survivors),
+        boxes_xyxy=boxes[kept],
+        predicted_iou=scores[kept],
+        stability_score=np.asarray([c.stability_score for c in survivors], dtype=np.float32),
+        prompts=np.asarray([c.prompt for c in survivors]).reshape(-1, prompts.shape[1]) + to_image,
+        crop_boxes_xyxy=np.tile(np.asarray(crop.box_xyxy, dtype=np.float32), (len(kept), 1)),
+    )
 
 
-def _confident_batch(
+def _candidates(
     predictor: Predictor,
-    crop: Crop,
-    size_hw: tuple[int, int],
+    decoder: FactoredDecoder,
     prompts: NDArray[np.float32],
     filters: FilterConfig,
     drops: Drops,
-) -> MaskBatch:
-    low_res, predicted_iou = _decode(predictor, prompts)
-    confident = predicted_iou > filters.pred_iou_thresh
-    drops[DropReason.LOW_PREDICTED_IOU] += int((~confident).sum())
-    x0, y0, _, _ = crop.box_xyxy
-    rles, boxes, kept, stability = [], [], [], []
-    for p, m in torch.nonzero(confident).tolist():
-        window = predictor.upscale.window(
-            low_res[p, m], level=MASK_THRESHOLD - filters.stability_score_offset
-        )
-        mask = None if window is None else window.mask(MASK_THRESHOLD)
-        if window is None or mask is None or not mask.any():
-            drops[DropReason.EMPTY] += 1
-            continue
-        score = window.stability(MASK_THRESHOLD, filters.stability_score_offset)
+) -> Iterator[Candidate]:
+    """Masks that are confident, not empty, and stable."""
+    low_res, predicted_iou, prompt_index = _decode(predictor, decoder, prompts, filters, drops)
+    stability = predictor.upscale.stability(
+        low_res, threshold=MASK_THRESHOLD, offset=filters.stability_score_offset
+    )
+    for i, score in enumerate(stability):
         if score < filters.stability_score_thresh:
             drops[DropReason.LOW_STABILITY] += 1
             continue
-        offset = (window.offset_xy[0] + x0, window.offset_xy[1] + y0)
-        box = np.add(mask_box(mask), (*offset, *offset))
-        if touches_crop_edge(box[None], crop.box_xyxy, size_hw, filters.crop_edge_tolerance).any():
-            drops[DropReason.CROP_EDGE] += 1
+        window = predictor.upscale.mask(low_res[i], threshold=MASK_THRESHOLD)
+        if np.isnan(score) or window is None:
+            drops[DropReason.EMPTY] += 1
             continue
-        rles.append(encode_window(mask, offset_xy=offset, size_hw=size_hw))
-        boxes.append(box)
-        kept.append((p, m))
-        stability.append(score)
-    if not kept:
-        return MaskBatch.empty(prompts.shape[1])
-    rows = np.asarray([p for p, _ in kept])
-    to_image = np.tile(np.asarray((x0, y0), dtype=np.float32), prompts.shape[1] // 2)
-    return MaskBatch(
-        rles=tuple(rles),
-        boxes_xyxy=np.asarray(boxes, dtype=np.float32),
-        predicted_iou=np.asarray([float(predicted_iou[p, m]) for p, m in kept], dtype=np.float32),
-        stability_score=np.asarray(stability, dtype=np.float32),
-        prompts=prompts[rows] + to_image,
-        crop_boxes_xyxy=np.tile(np.asarray(crop.box_xyxy, dtype=np.float32), (len(kept), 1)),
-    )
+        (x, y), (h, w) = window.offset_xy, window.mask.shape
+        yield Candidate(
+            low_res_mask=low_res[i].clone(),  # or the whole batch would be kept with it
+            box_xyxy=(x, y, x + w - 1, y + h - 1),
+            predicted_iou=float(predicted_iou[i]),
+            stability_score=float(score),
+            prompt=prompts[prompt_index[i]],
+        )
+
+
+def _decode(
+    predictor: Predictor,
+    decoder: FactoredDecoder,
+    prompts: NDArray[np.float32],
+    filters: FilterConfig,
+    drops: Drops,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """On the CPU, of N outputs of enough predicted IoU: logits (N, S/4, S/4), that IoU, prompt."""
+    transform = predictor.transform
+    given = torch.from_numpy(prompts).to(predictor.embedding.device)
+    if prompts.shape[1] == 2:
+        points = transform.apply_coords(given)[:, None]
+        labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
+        question = Prompts(point_coords=points, point_labels=labels)
+    else:
+        question = Prompts(boxes=transform.apply_boxes(given))
+    with torch.inference_mode():
+        reading = decoder.read(question, multimask_output=prompts.shape[1] == 2)
+        confident = reading.predicted_iou > filters.pred_iou_thresh
+        drops[DropReason.LOW_PREDICTED_IOU] += int((~confident).sum())
+        (promising,) = torch.nonzero(confident.any(dim=1), as_tuple=True)
+        low_res = decoder.masks(reading, promising)[confident[promising]]
+    prompt_index, _ = torch.nonzero(confident, as_tuple=True)
+    return low_res.float().cpu(), reading.predicted_iou[confident].float().cpu(), prompt_index.cpu()
+
+
+def _encode(
+    predictor: Predictor, low_res_mask: Tensor, offset_xy: tuple[int, int], size_hw: tuple[int, int]
+) -> Rle:
+    window = predictor.upscale.mask(low_res_mask, threshold=MASK_THRESHOLD)
+    assert window is not None  # a candidate's mask has pixels
+    (x, y), (x0, y0) = window.offset_xy, offset_xy
+    return encode_window(window.mask, offset_xy=(x + x0, y + y0), size_hw=size_hw)
 
 
 def automatic_records(
@@ -207,23 +265,6 @@ def automatic_records(
         )
         for i, rle in enumerate(batch.rles)
     )
-
-
-def _decode(predictor: Predictor, prompts: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    """(P, M, S/4, S/4) logits and (P, M) predicted IoU on the CPU."""
-    transform: ResizeLongestSide = predictor.transform
-    given = torch.from_numpy(prompts).to(predictor.embedding.device)
-    if prompts.shape[1] == 2:
-        points = transform.apply_coords(given)[:, None]
-        labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
-        question = Prompts(point_coords=points, point_labels=labels)
-    else:
-        question = Prompts(boxes=transform.apply_boxes(given))
-    with torch.inference_mode():
-        answer = predictor.sam.decode(
-            predictor.embedding, question, multimask_output=prompts.shape[1] == 2
-        )
-    return answer.low_res_masks.float().cpu(), answer.predicted_iou.float().cpu()
 
 
 def _xywh(box_xyxy: NDArray[np.float32]) -> tuple[float, float, float, float]:

@@ -117,12 +117,14 @@ class Predictor:
 
     def _enlarge(self, low_res_mask: Tensor) -> tuple[Mask, float]:
         mask = np.zeros(self.size_hw, dtype=bool)
-        window = self.upscale.window(low_res_mask, level=MASK_THRESHOLD - self._stability_offset)
-        if window is None:
-            return mask, 0.0
-        (x, y), (h, w) = window.offset_xy, window.logits.shape
-        mask[y : y + h, x : x + w] = window.mask(MASK_THRESHOLD)
-        return mask, window.stability(MASK_THRESHOLD, self._stability_offset)
+        window = self.upscale.mask(low_res_mask, threshold=MASK_THRESHOLD)
+        if window is not None:
+            (x, y), (h, w) = window.offset_xy, window.mask.shape
+            mask[y : y + h, x : x + w] = window.mask
+        (stability,) = self.upscale.stability(
+            low_res_mask[None], threshold=MASK_THRESHOLD, offset=self._stability_offset
+        )
+        return mask, float(np.nan_to_num(stability))
 
 
 def embed(sam: Sam, pixels: Pixels) -> Tensor:

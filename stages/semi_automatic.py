@@ -20,7 +20,6 @@ from stages.filters import (
     FilterConfig,
     box_nms,
     clean_small_regions,
-    drop_duplicates,
     drop_whole_image,
 )
 from stages.fully_automatic import automatic_records, confident_masks
@@ -37,7 +36,7 @@ class SemiAutomaticConfig(Record):
     """Box IoU above which the weaker of two proposals is a duplicate."""
     max_boxes: PositiveInt = 100
     """Per image, best scores first."""
-    boxes_per_batch: PositiveInt = 64
+    boxes_per_batch: PositiveInt = 16
     """Boxes decoded at once: memory against speed, no effect on the masks."""
     filters: FilterConfig = FilterConfig()
     max_mask_seconds: float = 30.0
@@ -78,7 +77,6 @@ class SemiAutomatic:
             drops,
             per_batch=self._config.boxes_per_batch,
         )
-        found = drop_duplicates(found, found.predicted_iou, filters.box_nms_thresh, drops)
         found = clean_small_regions(found, filters, drops)
         found = drop_whole_image(found, image.size_hw, filters.max_mask_area_fraction, drops)
         masks = automatic_records(

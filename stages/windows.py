@@ -5,82 +5,131 @@ square, cuts the padding off, and enlarges once more to the image. Both steps ar
 axis, so together they are one matrix per axis, and any window of the result is some rows of each:
 `rows @ low_res @ columns.T`. A pixel whose low-resolution neighbours are all below a level stays
 below it, so a mask is computed only around the cells above the level. Nothing is approximated, and
-a 2250x1500 photograph never holds more than one full-size mask.
+of a 2250x1500 photograph only a strip of logits is ever held, small enough for a core's cache.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.transforms import ResizeLongestSide
 from stages.rle import Mask
 
+# Axes: N masks, (h, w) a window, s the side of the low-resolution logits.
+
+STRIP_PIXELS = 1 << 17
+
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a mask's logits that may exceed a level; everything outside is below it."""
+    """The part of a mask that is not empty; everything outside is background."""
 
-    logits: Tensor
-    """(h, w), unthresholded."""
+    mask: Mask
+    """(h, w), laid out by columns as RLE runs."""
     offset_xy: tuple[int, int]
     """Of the top left pixel, in the frame of the image that was embedded."""
 
-    def mask(self, threshold: float) -> Mask:
-        return np.asarray((self.logits > threshold).numpy())
 
-    def stability(self, threshold: float, offset: float) -> float:
-        """IoU of the mask cut at +offset and at -offset; 0 for an empty mask."""
-        inner = int((self.logits > threshold + offset).sum())
-        outer = int((self.logits > threshold - offset).sum())
-        return inner / outer if outer else 0.0
+class Axis:
+    """Both bilinear steps along one axis."""
+
+    def __init__(self, low_res: int, padded: int, size_input: int, size_orig: int) -> None:
+        to_square = _bilinear(low_res, padded)[:size_input]
+        self.matrix = _bilinear(size_input, size_orig) @ to_square
+        """(size_orig, cells); cells that lie in the padding are left out."""
+        read = self.matrix != 0
+        self.num_cells = int(torch.nonzero(read.any(dim=0))[-1]) + 1
+        self.matrix = self.matrix[:, : self.num_cells].contiguous()
+        weights = self.matrix.numpy() != 0
+        self._first_cell = weights.argmax(axis=1)
+        self._last_cell = self.num_cells - 1 - weights[:, ::-1].argmax(axis=1)
+
+    def pixels(self, first_cell: int, last_cell: int) -> tuple[int, int]:
+        """[start, stop) of the pixels that read any of these cells."""
+        start = np.searchsorted(self._last_cell, first_cell)
+        stop = np.searchsorted(self._first_cell, last_cell, side="right")
+        return int(start), int(stop)
+
+    def cells(self, start: int, stop: int) -> slice:
+        """The cells that these pixels read."""
+        return slice(int(self._first_cell[start]), int(self._last_cell[stop - 1]) + 1)
 
 
 class WindowedUpscale:
-    """Low-resolution logits to windows in the frame of the embedded image."""
+    """Low-resolution logits to masks in the frame of the embedded image."""
 
     def __init__(self, transform: ResizeLongestSide) -> None:
-        low_res = transform.image_size // 4
-        height, width = transform.size_hw_orig
-        height_input, width_input = transform.size_hw_input
-        self._rows = _axis_matrix(low_res, transform.image_size, height_input, height)
-        self._columns = _axis_matrix(low_res, transform.image_size, width_input, width)
+        low_res, square = transform.image_size // 4, transform.image_size
+        (h, w), (height, width) = transform.size_hw_input, transform.size_hw_orig
+        self._rows = Axis(low_res, square, h, height)
+        self._columns = Axis(low_res, square, w, width)
 
-    def window(self, low_res_mask: Tensor, *, level: float) -> Window | None:
-        """The window that holds all pixels above a level; None when there is none.
+    def stability(
+        self, low_res_masks: Tensor, *, threshold: float, offset: float
+    ) -> NDArray[np.float64]:
+        """(N,) IoU of each mask cut at +offset and at -offset; nan where both are empty.
 
         Args:
-            low_res_mask: (S/4, S/4) logits of one mask, float32.
+            low_res_masks: (N, s, s) logits, float32, on the CPU.
         """
-        above = low_res_mask > level
-        rows = self._reach(self._rows, above.any(dim=1))
-        columns = self._reach(self._columns, above.any(dim=0))
-        if rows is None or columns is None:
+        scores = np.full(len(low_res_masks), np.nan)
+        for index, window in enumerate(self._windows(low_res_masks, threshold - offset)):
+            inner = outer = 0
+            for _, strip in self._strips(low_res_masks[index], window):
+                inner += int(np.count_nonzero(strip > threshold + offset))
+                outer += int(np.count_nonzero(strip > threshold - offset))
+            if outer:
+                scores[index] = inner / outer
+        return scores
+
+    def mask(self, low_res_mask: Tensor, *, threshold: float) -> Window | None:
+        """The mask of logits (s, s) above the threshold; None when it is empty."""
+        (window,) = self._windows(low_res_mask[None], threshold)
+        x0, y0, x1, y1 = window
+        by_columns = np.empty((max(x1 - x0, 0), max(y1 - y0, 0)), dtype=bool)
+        for x, strip in self._strips(low_res_mask, window):
+            np.greater(strip, threshold, out=by_columns[x - x0 : x - x0 + len(strip)])
+        columns, rows = np.flatnonzero(by_columns.any(1)), np.flatnonzero(by_columns.any(0))
+        if len(columns) == 0:
             return None
-        (y0, y1, r0, r1), (x0, x1, c0, c1) = rows, columns
-        logits = (
-            self._rows[y0:y1, r0:r1] @ low_res_mask[r0:r1, c0:c1] @ self._columns[x0:x1, c0:c1].T
+        (left, right), (top, bottom) = columns[[0, -1]], rows[[0, -1]]
+        found = by_columns[left : right + 1, top : bottom + 1]
+        return Window(found.T, (x0 + int(left), y0 + int(top)))
+
+    def _windows(self, low_res_masks: Tensor, level: float) -> Iterator[tuple[int, int, int, int]]:
+        """For each mask the xyxy, ends exclusive, outside of which no pixel is above the level."""
+        rows, columns = self._rows, self._columns
+        logits = low_res_masks[:, : rows.num_cells, : columns.num_cells].numpy()
+        above: Mask = np.asarray(logits > level)
+        in_rows, in_columns = np.asarray(above.any(axis=2)), np.asarray(above.any(axis=1))
+        for in_row, in_column in zip(in_rows, in_columns, strict=True):
+            ys, xs = np.flatnonzero(in_row), np.flatnonzero(in_column)
+            if len(ys) == 0:
+                yield 0, 0, 0, 0
+                continue
+            (y0, y1), (x0, x1) = rows.pixels(ys[0], ys[-1]), columns.pixels(xs[0], xs[-1])
+            yield x0, y0, x1, y1
+
+    def _strips(
+        self, low_res_mask: Tensor, window_xyxy: tuple[int, int, int, int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Some columns after the other: x of the first, and their logits (columns, h)."""
+        x0, y0, x1, y1 = window_xyxy
+        if x1 <= x0 or y1 <= y0:
+            return
+        cells = self._rows.cells(y0, y1)
+        by_cell = (
+            low_res_mask[cells, : self._columns.num_cells].T @ self._rows.matrix[y0:y1, cells].T
         )
-        return Window(logits=logits, offset_xy=(x0, y0))
-
-    @staticmethod
-    def _reach(matrix: Tensor, above: Tensor) -> tuple[int, int, int, int] | None:
-        """Pixels [a, b) that cells above the level reach, and the cells [c, d) these read."""
-        cells = torch.nonzero(above).flatten()
-        if len(cells) == 0:
-            return None
-        pixels = torch.nonzero(matrix[:, cells[0] : cells[-1] + 1].any(dim=1)).flatten()
-        if len(pixels) == 0:  # only in the padding
-            return None
-        start, stop = int(pixels[0]), int(pixels[-1]) + 1
-        read = torch.nonzero(matrix[start:stop].any(dim=0)).flatten()
-        return start, stop, int(read[0]), int(read[-1]) + 1
-
-
-def _axis_matrix(low_res: int, padded: int, size_input: int, size_orig: int) -> Tensor:
-    """(size_orig, low_res): both bilinear steps along one axis, padding cut off between them."""
-    return _bilinear(size_input, size_orig) @ _bilinear(low_res, padded)[:size_input]
+        width = max(STRIP_PIXELS // (y1 - y0), 1)
+        for x in range(x0, x1, width):
+            stop = min(x + width, x1)
+            cells = self._columns.cells(x, stop)
+            yield x, (self._columns.matrix[x:stop, cells] @ by_cell[cells]).numpy()
 
 
 def _bilinear(size_in: int, size_out: int) -> Tensor:

@@ -120,6 +120,9 @@ class ColourSam(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(images, 4)
 
+    def prepare(self, image_embedding: Tensor) -> "ColourDecoder":
+        return ColourDecoder(self, image_embedding)
+
     def decode(
         self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool
     ) -> MaskPrediction:
@@ -139,3 +142,16 @@ class ColourSam(nn.Module):
             low_res_masks=logits.expand(-1, count, -1, -1),
             predicted_iou=confidence,
         )
+
+
+class ColourDecoder:
+    """What `Sam.prepare` gives, of a ColourSam."""
+
+    def __init__(self, sam: ColourSam, image_embedding: Tensor) -> None:
+        self._sam, self._embedding = sam, image_embedding
+
+    def read(self, prompts: Prompts, *, multimask_output: bool) -> MaskPrediction:
+        return self._sam.decode(self._embedding, prompts, multimask_output=multimask_output)
+
+    def masks(self, reading: MaskPrediction, index: Tensor) -> Tensor:
+        return reading.low_res_masks[index]

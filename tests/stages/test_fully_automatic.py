@@ -248,7 +248,6 @@ def test_the_official_preset_asks_1024_times_and_leaves_masks_alone() -> None:
     assert num_points(official) == 1024
     assert official.crop_n_layers == 0
     assert official.crop_overlap_ratio == 512 / 1500
-    assert official.points_per_batch == 64
     assert official.filters.min_mask_region_area == 0
     assert official.filters.max_mask_area_fraction is None
     assert official.filters.pred_iou_thresh == 0.88
