@@ -120,6 +120,15 @@ class ConvNorm(nn.Sequential):
         self.bn = nn.BatchNorm2d(out_channels)
         nn.init.constant_(self.bn.weight, norm_weight)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """In use always in fp32: the features themselves pass through, and their rounding adds up.
+
+        Attention and MLPs only add to them, and may be in half precision.
+        """
+        with torch.autocast(x.device.type, enabled=self.training and torch.is_autocast_enabled()):
+            y: Tensor = super().forward(x if self.training else x.float())
+        return y
+
 
 class PatchEmbed(nn.Module):
     """Two strided convolutions: stride 4."""

@@ -124,7 +124,9 @@ def clean_small_regions(batch: MaskBatch, config: FilterConfig, drops: Drops) ->
         crop_boxes_xyxy=batch.crop_boxes_xyxy,
     ).select(np.asarray(kept, dtype=np.intp))
     scores = np.asarray(unchanged, dtype=np.float32)
-    return drop_duplicates(cleaned_batch, scores, config.box_nms_thresh, drops)
+    # What an earlier NMS let pass must not fall here because this one is stricter.
+    threshold = max(config.box_nms_thresh, config.crop_nms_thresh)
+    return drop_duplicates(cleaned_batch, scores, threshold, drops)
 
 
 def clean_mask(mask: Mask, min_area: int, drop_small: bool) -> tuple[Mask, bool]:

@@ -26,7 +26,7 @@ from stages.filters import (
     drop_whole_image,
     touches_crop_edge,
 )
-from stages.predictor import MASK_THRESHOLD, Image, Predictor, embed
+from stages.predictor import MASK_THRESHOLD, Image, Precision, Predictor, embed
 from stages.prompts import point_grid
 from stages.records import MaskRecord, Record, Rle, Source, StageName
 from stages.rle import encode_window, rle_area, rle_bbox
@@ -54,6 +54,8 @@ class FullyAutomaticConfig(Record):
     """Of the short side, in layer 1; halves with each layer."""
     points_per_batch: PositiveInt = 16
     """Prompts decoded at once, no effect on the masks: few fit a core's cache, a GPU wants many."""
+    precision: Precision = "fp32"
+    """Of the image encoder; bf16 is faster on processors that have it, and moves edges a little."""
     filters: FilterConfig = FilterConfig()
 
     @staticmethod
@@ -94,7 +96,7 @@ class FullyAutomatic:
         predictor = Predictor(
             self._sam,
             crop.size_hw,
-            embed(self._sam, crop.cut(image.pixels)),
+            embed(self._sam, crop.cut(image.pixels), config.precision),
             stability_offset=config.filters.stability_score_offset,
         )
         points = point_grid(max(side, 1), crop.size_hw)

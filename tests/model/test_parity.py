@@ -4,51 +4,19 @@ Random weights are carried from our names to theirs; nothing is downloaded. The 
 but of every kind: windowed blocks with padding, global blocks, relative positions, deep decoder.
 """
 
-import re
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import SamConfig as TheirConfig
-from transformers import (
-    SamMaskDecoderConfig,
-    SamModel,
-    SamPromptEncoderConfig,
-    SamVisionConfig,
-)
+from transformers import SamModel
 
+from benchmarks.transformers_names import renamed, their_config
 from model.image_encoder import ViTConfig
 from model.prompt_encoder import Prompts
 from model.sam import Sam, SamConfig
 
 S, C, P = 160, 64, 5
-
-# Ours -> theirs, applied in order.
-RENAMES = [
-    (r"^image_encoder\.", "vision_encoder."),
-    (r"patch_embed\.proj", "patch_embed.projection"),
-    (r"^vision_encoder\.blocks", "vision_encoder.layers"),
-    (r"neck\.0", "neck.conv1"),
-    (r"neck\.1", "neck.layer_norm1"),
-    (r"neck\.2", "neck.conv2"),
-    (r"neck\.3", "neck.layer_norm2"),
-    (r"\.norm(\d)", r".layer_norm\1"),
-    (r"norm_final_attn", "layer_norm_final_attn"),
-    (r"prompt_encoder\.pe_layer\..*", "prompt_encoder.shared_embedding.positional_embedding"),
-    (r"prompt_encoder\.point_embeddings", "prompt_encoder.point_embed"),
-    (r"mask_downscaling\.0", "mask_embed.conv1"),
-    (r"mask_downscaling\.1", "mask_embed.layer_norm1"),
-    (r"mask_downscaling\.3", "mask_embed.conv2"),
-    (r"mask_downscaling\.4", "mask_embed.layer_norm2"),
-    (r"mask_downscaling\.6", "mask_embed.conv3"),
-    (r"output_upscaling\.0", "upscale_conv1"),
-    (r"output_upscaling\.1", "upscale_layer_norm"),
-    (r"output_upscaling\.3", "upscale_conv2"),
-    (r"(hypernetworks_mlps\.\d|iou_prediction_head)\.layers\.0", r"\1.proj_in"),
-    (r"(hypernetworks_mlps\.\d|iou_prediction_head)\.layers\.1", r"\1.layers.0"),
-    (r"(hypernetworks_mlps\.\d|iou_prediction_head)\.layers\.2", r"\1.proj_out"),
-]
 
 
 @dataclass(frozen=True)
@@ -69,50 +37,10 @@ def pair() -> Pair:
             # Away from 0 and 1, so that no bias, norm or relative position could go unnoticed.
             if parameter.ndim == 1 or "rel_pos" in name or "pos_embed" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    theirs = SamModel(their_config(ours.config)).eval()
+    # Their own arithmetic, not the fused attention of torch that ours calls as well.
+    theirs = SamModel(their_config(ours.config, attn_implementation="eager")).eval()
     theirs.load_state_dict(renamed(ours.state_dict()))
     return Pair(ours, theirs)
-
-
-def their_config(config: SamConfig) -> TheirConfig:
-    vit = config.image_encoder
-    assert isinstance(vit, ViTConfig)
-    vision = SamVisionConfig(
-        hidden_size=vit.embed_dim,
-        output_channels=C,
-        num_hidden_layers=vit.depth,
-        num_attention_heads=vit.num_heads,
-        image_size=S,
-        window_size=vit.window_size,
-        global_attn_indexes=list(vit.global_attn_indexes),
-        mlp_dim=vit.embed_dim * 4,
-        num_pos_feats=C // 2,
-    )
-    prompt = SamPromptEncoderConfig(hidden_size=C, image_size=S, image_embedding_size=S // 16)
-    decoder = SamMaskDecoderConfig(
-        hidden_size=C,
-        num_hidden_layers=config.decoder_depth,
-        iou_head_hidden_dim=C,
-        # The official decoder norms with torch's default; transformers deviates without a word.
-        layer_norm_eps=1e-5,
-    )
-    return TheirConfig(
-        vision_config=vision.to_dict(),
-        prompt_encoder_config=prompt.to_dict(),
-        mask_decoder_config=decoder.to_dict(),
-        # Their own arithmetic, not the fused attention of torch that ours calls as well.
-        attn_implementation="eager",
-    )
-
-
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    theirs = {}
-    for name, tensor in state.items():
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
-        theirs[name] = tensor
-    shared = theirs["prompt_encoder.shared_embedding.positional_embedding"]
-    return theirs | {"shared_image_embedding.positional_embedding": shared}
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

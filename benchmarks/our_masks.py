@@ -1,0 +1,142 @@
+"""Automatic masks by this project: one image, in a process of its own.
+
+python -m benchmarks.our_masks TASK.json ANSWER.json
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.mask_task import FoundMask, Made, StageCost, Task
+from benchmarks.process import peak_mb
+from model.checkpoint import load_checkpoint
+from model.detector import load_detector
+from model.factored_decoder import FactoredDecoder
+from stages import fully_automatic
+from stages.base import Provenance, Stage
+from stages.filters import FilterConfig
+from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig
+from stages.predictor import Image
+from stages.semi_automatic import SemiAutomatic, SemiAutomaticConfig
+from stages.windows import WindowedUpscale
+
+STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
+    "encode": ((fully_automatic, "embed"),),
+    "prompts to IoU": ((FactoredDecoder, "read"),),
+    "masks": ((FactoredDecoder, "masks"),),
+    "upsample and score": ((WindowedUpscale, "stability"), (WindowedUpscale, "mask")),
+    "NMS": ((fully_automatic, "box_nms"), (fully_automatic, "drop_duplicates")),
+    "RLE": ((fully_automatic, "encode_window"),),
+    "small regions": ((fully_automatic, "clean_small_regions"),),
+}
+
+
+def main() -> None:
+    task = Task.model_validate_json(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(task.threads)
+    started = time.monotonic()
+    with Picture.open(task.image) as file:
+        image = Image(0, np.asarray(file.convert("RGB")))
+    reading = time.monotonic() - started
+    stage = build(task)
+    costs = {"read": StageCost(seconds=reading)} | {name: StageCost() for name in STAGES}
+    for name, places in STAGES.items():
+        for owner, function in places:
+            watch(owner, function, costs[name])
+    started = time.monotonic()
+    output = stage.run(image, np.random.default_rng(0))
+    seconds, peak = time.monotonic() - started, peak_mb()
+    masks = [
+        FoundMask(
+            size_hw=mask.segmentation.size,
+            counts=mask.segmentation.counts,
+            predicted_iou=mask.predicted_iou,
+            stability_score=mask.stability_score,
+        )
+        for mask in output.masks
+    ]
+    spent = {name: cost.seconds for name, cost in costs.items()}
+    add_floors(costs, lambda: stage.run(image, np.random.default_rng(0)))
+    for name, value in spent.items():
+        costs[name].seconds = value
+    made = Made(seconds=seconds, peak_mb=peak, masks=masks, stages=costs)
+    Path(sys.argv[2]).write_text(made.model_dump_json())
+
+
+def build(task: Task) -> Stage:
+    filters = FilterConfig(
+        pred_iou_thresh=task.pred_iou_thresh,
+        stability_score_thresh=task.stability_score_thresh,
+        stability_score_offset=task.stability_score_offset,
+        box_nms_thresh=task.box_nms_thresh,
+        min_mask_region_area=task.min_mask_region_area,
+        # As the official generator does.
+        max_mask_area_fraction=None,
+        drop_small_masks=False,
+    )
+    sam = load_checkpoint(task.checkpoint).sam.eval()
+    provenance = Provenance(round=0, checkpoint=task.checkpoint)
+    if task.generator == "detector":
+        assert task.detector is not None
+        config = SemiAutomaticConfig(filters=filters)
+        return SemiAutomatic(sam, load_detector(task.detector).eval(), config, provenance)
+    return FullyAutomatic(
+        sam,
+        FullyAutomaticConfig(
+            points_per_side=task.points_per_side,
+            crop_n_layers=task.crop_n_layers,
+            precision="bf16" if task.generator == "bf16" else "fp32",
+            filters=filters,
+        ),
+        provenance,
+    )
+
+
+def watch(owner: Any, function: str, cost: StageCost) -> None:
+    """Add the seconds of every call; where FLOPs are counted, those as well."""
+    inner = getattr(owner, function)
+
+    def timed(*arguments: Any, **keywords: Any) -> Any:
+        flops = COUNTER.get_total_flops()
+        started = time.monotonic()
+        try:
+            return inner(*arguments, **keywords)
+        finally:
+            cost.seconds += time.monotonic() - started
+            cost.floor_seconds += COUNTER.get_total_flops() - flops
+
+    setattr(owner, function, timed)
+
+
+COUNTER = FlopCounterMode(display=False)
+
+
+def add_floors(costs: dict[str, StageCost], again: Callable[[], object]) -> None:
+    """Counting slows the work down, so it is done once more."""
+    with COUNTER:
+        again()
+    speed = product_speed()
+    for cost in costs.values():
+        cost.floor_seconds /= speed
+
+
+def product_speed(side: int = 2048) -> float:
+    """FLOP a second of a large fp32 matrix product, best of a few."""
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    best = 0.0
+    for _ in range(8):
+        started = time.monotonic()
+        torch.mm(a, b)
+        best = max(best, 2 * side**3 / (time.monotonic() - started))
+    return best
+
+
+if __name__ == "__main__":
+    main()
