@@ -198,7 +198,7 @@ def report(case: str, image: Path, threads: int, made: dict[str, Made]) -> None:
                 }
         if result.stages:
             line["stages"] = {
-                name: {key: round(value, 3) for key, value in cost.model_dump().items()}
+                name: {key: float(f"{value:.3g}") for key, value in cost.model_dump().items()}
                 for name, cost in result.stages.items()
             }
         print(json.dumps(line), flush=True)

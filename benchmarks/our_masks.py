@@ -28,7 +28,7 @@ from stages.semi_automatic import SemiAutomatic, SemiAutomaticConfig
 from stages.windows import WindowedUpscale
 
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
-    "encode": ((fully_automatic, "embed"),),
+    "encode": ((fully_automatic, "embed_batch"),),
     "prompts to IoU": ((FactoredDecoder, "read"),),
     "masks": ((FactoredDecoder, "masks"),),
     "upsample and score": ((WindowedUpscale, "stability"), (WindowedUpscale, "mask")),

@@ -121,12 +121,15 @@ class ConvNorm(nn.Sequential):
         nn.init.constant_(self.bn.weight, norm_weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """In use always in fp32: the features themselves pass through, and their rounding adds up.
+        if self.training:
+            return self._normed(x)
+        # In use always in fp32: the features themselves pass through here, and their rounding would
+        # add up. Attention and MLPs, which only add to them, may be in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._normed(x.float())
 
-        Attention and MLPs only add to them, and may be in half precision.
-        """
-        with torch.autocast(x.device.type, enabled=self.training and torch.is_autocast_enabled()):
-            y: Tensor = super().forward(x if self.training else x.float())
+    def _normed(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(self.c(x))
         return y
 
 

@@ -1,6 +1,6 @@
 """Stage three: the model annotates alone, from a grid of points over the image and its crops."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,7 +26,7 @@ from stages.filters import (
     drop_whole_image,
     touches_crop_edge,
 )
-from stages.predictor import MASK_THRESHOLD, Image, Precision, Predictor, embed
+from stages.predictor import MASK_THRESHOLD, Image, Precision, Predictor, embed_batch
 from stages.prompts import point_grid
 from stages.records import MaskRecord, Record, Rle, Source, StageName
 from stages.rle import encode_window, rle_area, rle_bbox
@@ -54,6 +54,8 @@ class FullyAutomaticConfig(Record):
     """Of the short side, in layer 1; halves with each layer."""
     points_per_batch: PositiveInt = 16
     """Prompts decoded at once, no effect on the masks: few fit a core's cache, a GPU wants many."""
+    crops_per_batch: PositiveInt = 1
+    """Crops encoded at once: a GPU wants more, if it has the memory; no effect on the masks."""
     precision: Precision = "fp32"
     """Of the image encoder; bf16 is faster on processors that have it, and moves edges a little."""
     filters: FilterConfig = FilterConfig()
@@ -78,7 +80,12 @@ class FullyAutomatic:
         crops = crop_layers(
             image.size_hw, num_layers=config.crop_n_layers, overlap_ratio=config.crop_overlap_ratio
         )
-        found = MaskBatch.concat([self._masks_of_crop(image, crop, drops) for crop in crops])
+        found = MaskBatch.concat(
+            [
+                self._masks_of_crop(image, crop, embedding, drops)
+                for crop, embedding in self._embedded(image, crops)
+            ]
+        )
         if len(crops) > 1:
             widths, heights = (found.crop_boxes_xyxy[:, 2:] - found.crop_boxes_xyxy[:, :2]).T
             smallest_first = (1 / np.maximum(widths * heights, 1)).astype(np.float32)
@@ -90,13 +97,24 @@ class FullyAutomatic:
         )
         return StageOutput(masks=masks, drops=drops.as_dict())
 
-    def _masks_of_crop(self, image: Image, crop: Crop, drops: Drops) -> MaskBatch:
+    def _embedded(self, image: Image, crops: Sequence[Crop]) -> Iterator[tuple[Crop, Tensor]]:
+        """Each crop with its embedding (1, C, h, w)."""
+        config = self._config
+        for start in range(0, len(crops), config.crops_per_batch):
+            some = crops[start : start + config.crops_per_batch]
+            cuts = [crop.cut(image.pixels) for crop in some]
+            embeddings = embed_batch(self._sam, cuts, config.precision)
+            yield from zip(some, embeddings[:, None], strict=True)
+
+    def _masks_of_crop(
+        self, image: Image, crop: Crop, embedding: Tensor, drops: Drops
+    ) -> MaskBatch:
         config = self._config
         side = config.points_per_side // config.crop_n_points_downscale_factor**crop.layer
         predictor = Predictor(
             self._sam,
             crop.size_hw,
-            embed(self._sam, crop.cut(image.pixels), config.precision),
+            embedding,
             stability_offset=config.filters.stability_score_offset,
         )
         points = point_grid(max(side, 1), crop.size_hw)

@@ -1,5 +1,6 @@
 """One embedded image and the questions one may ask it: the model as an annotator meets it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,10 +132,20 @@ class Predictor:
         return mask, float(np.nan_to_num(stability))
 
 
-def embed(sam: Sam, pixels: Pixels, precision: Precision = "fp32") -> Tensor:
+def embed(sam: Sam, pixels: Pixels) -> Tensor:
     """(1, C, h, w) embedding of one image, float32, on the model's device."""
-    transform = ResizeLongestSide((pixels.shape[0], pixels.shape[1]), sam.config.image_size)
+    return embed_batch(sam, [pixels])
+
+
+def embed_batch(sam: Sam, images: Sequence[Pixels], precision: Precision = "fp32") -> Tensor:
+    """(B, C, h, w) embeddings of images of any sizes, float32, on the model's device."""
     device = next(sam.parameters()).device
+    squares = [
+        ResizeLongestSide((image.shape[0], image.shape[1]), sam.config.image_size).apply_image(
+            image
+        )
+        for image in images
+    ]
     half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with torch.inference_mode(), half:
-        return sam.encode(transform.apply_image(pixels)[None].to(device)).float()
+        return sam.encode(torch.stack(squares).to(device)).float()

@@ -182,6 +182,14 @@ def test_of_masks_that_cleaning_made_equal_the_unchanged_one_stays() -> None:
     assert drops.as_dict() == {"duplicate": 1}
 
 
+def test_cleaning_drops_no_pair_that_the_laxer_nms_let_pass() -> None:
+    pair = batch_of(rectangle(SIZE_HW, 0, 0, 20, 20), rectangle(SIZE_HW, 0, 0, 20, 33))
+    config = FilterConfig(box_nms_thresh=0.5, crop_nms_thresh=0.7)
+    assert len(clean_small_regions(pair, config, Drops())) == 2
+    strict = FilterConfig(box_nms_thresh=0.5, crop_nms_thresh=0.5)
+    assert len(clean_small_regions(pair, strict, Drops())) == 1
+
+
 def test_cleaning_is_switched_off_by_an_area_of_zero() -> None:
     batch, drops = batch_of(rectangle(SIZE_HW, 1, 1, 2, 2)), Drops()
     assert clean_small_regions(batch, FilterConfig(min_mask_region_area=0), drops) is batch

@@ -257,3 +257,14 @@ def test_the_official_preset_asks_1024_times_and_leaves_masks_alone() -> None:
 def test_a_misspelt_setting_is_refused() -> None:
     with pytest.raises(ValueError, match="points_per_sides"):
         FullyAutomaticConfig.model_validate({"points_per_sides": 16})
+
+
+@pytest.mark.parametrize("batches", [{"points_per_batch": 5}, {"crops_per_batch": 3}])
+def test_batches_do_not_change_the_masks(batches: dict[str, int]) -> None:
+    config = FullyAutomaticConfig(points_per_side=4, crop_n_layers=1, filters=ANY_MASK)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    expected = run(pixels, config, tiny_sam())
+    found = run(pixels, config.model_copy(update=batches), tiny_sam())
+    assert found.drops == expected.drops
+    for one, other in zip(found.masks, expected.masks, strict=True):
+        assert mask_iou(decode_rle(one.segmentation), decode_rle(other.segmentation)) > 0.99

@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from fakes import tiny_sam
-from stages.predictor import MASK_THRESHOLD, Predictor, embed
+from model.image_encoder import ViTConfig
+from model.sam import Sam, SamConfig
+from stages.predictor import MASK_THRESHOLD, Predictor, embed, embed_batch
 
 SIZE_HW = (90, 130)
 
@@ -56,3 +58,25 @@ def test_the_same_question_has_the_same_answer(predictor: Predictor) -> None:
     )
     assert torch.equal(first.low_res_masks, again.low_res_masks)
     assert first.predicted_iou == again.predicted_iou
+
+
+def tiny_vit_b() -> Sam:
+    torch.manual_seed(0)
+    vit = ViTConfig(embed_dim=48, depth=2, num_heads=3, global_attn_indexes=(1,), window_size=4)
+    return Sam(SamConfig(image_encoder=vit, image_size=128, embed_dim=32)).eval()
+
+
+@pytest.mark.parametrize("sam", [tiny_sam(), tiny_vit_b()], ids=["TinyViT", "ViT"])
+def test_images_of_different_sizes_are_embedded_together_as_alone(sam: Sam) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((9, 40), (90, 130))]
+    alone = torch.cat([embed(sam, image) for image in images])
+    assert torch.allclose(embed_batch(sam, images), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("sam", [tiny_sam(), tiny_vit_b()], ids=["TinyViT", "ViT"])
+def test_half_precision_changes_an_embedding_by_less_than_a_hundredth(sam: Sam) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
+    exact, half = embed_batch(sam, [pixels]), embed_batch(sam, [pixels], "bf16")
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).norm() / exact.norm() < 0.01
