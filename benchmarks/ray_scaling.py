@@ -76,29 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         corpus = copies(options.images, options.copies, folder)
         seconds, masks = plain_loop(corpus, options.checkpoint, stage)
-        plain = report("plain loop", 1, seconds, masks, None)
-        one = plain
+        report("plain loop", 1, seconds, masks)
         for workers in (1, 2):
-            run = folder / f"{workers}-workers"
-            seconds, masks = by_engine(corpus, options.checkpoint, stage, run, workers)
-            speed = report("engine", workers, seconds, masks, plain if workers == 1 else one)
-            one = speed if workers == 1 else one
+            before, run = seconds, folder / f"{workers}-workers"
+            seconds, found = by_engine(corpus, options.checkpoint, stage, run, workers)
+            assert found == masks, f"the engine made {found} masks, the plain loop {masks}"
+            report("engine", workers, seconds, masks, speedup=round(before / seconds, 3))
 
 
-def report(how: str, workers: int, seconds: float, masks: int, beside: float | None) -> float:
-    """Print a line; masks a second."""
-    speed = masks / seconds
-    line: dict[str, object] = {
-        "how": how,
-        "workers": workers,
-        "seconds": round(seconds, 2),
-        "masks": masks,
-        "masks_per_second": round(speed, 2),
-    }
-    if beside is not None:
-        line["ratio to the line before"] = round(speed / beside, 3)
-    print(json.dumps(line), flush=True)
-    return speed
+def report(how: str, workers: int, seconds: float, masks: int, **more: float) -> None:
+    """Print a line; the speedup is over the line before."""
+    line = {"how": how, "workers": workers, "seconds": round(seconds, 2), "masks": masks}
+    print(json.dumps({**line, "masks_per_second": round(masks / seconds, 2), **more}), flush=True)
 
 
 def plain_loop(corpus: Corpus, checkpoint: str, config: FullyAutomaticConfig) -> tuple[float, int]:
