@@ -16,7 +16,7 @@ ROUND_COLUMNS = (
     "clicks/mask",
     "seconds/mask",
     "bytes/mask",
-    "images/s",
+    "worker s/image",
 )
 
 
@@ -61,7 +61,7 @@ def _round_cells(stats: Stats) -> tuple[str, ...]:
         f"{stats.clicks_per_mask:.1f}",
         f"{stats.seconds_per_mask:.1f}",
         f"{stats.bytes_per_mask:.0f}",
-        f"{stats.images_per_worker_second:.3g}",
+        f"{stats.worker_seconds_per_image:.2f}",
     )
 
 
@@ -81,7 +81,7 @@ def _means(stats: Stats) -> Lines:
         ("RLE bytes per mask", f"{stats.bytes_per_mask:.0f}"),
         ("image pixels", f"{stats.image_pixels / 1e6:,.1f} M"),
         ("worker time", _duration(stats.worker_seconds)),
-        ("images per worker second", f"{stats.images_per_worker_second:.3g}"),
+        ("worker seconds per image", f"{stats.worker_seconds_per_image:.3g}"),
     ]
 
 

@@ -190,8 +190,9 @@ class Stats(Record):
         return _ratio(self.rle_bytes, self.num_masks)
 
     @property
-    def images_per_worker_second(self) -> float:
-        return _ratio(self.num_images, self.worker_seconds)
+    def worker_seconds_per_image(self) -> float:
+        """Zero where annotators do the work, but for what workers prefill."""
+        return _ratio(self.worker_seconds, self.num_images)
 
 
 def relative_size(mask: MaskRecord, image: ImageRecord) -> float:

@@ -191,7 +191,7 @@ def test_zero_stats_have_zero_means() -> None:
     zero = Stats()
     assert zero.num_images == zero.num_masks == 0
     assert zero.mean_masks_per_image == zero.seconds_per_mask == zero.clicks_per_mask == 0.0
-    assert zero.bytes_per_mask == zero.images_per_worker_second == 0.0
+    assert zero.bytes_per_mask == zero.worker_seconds_per_image == 0.0
 
 
 def test_an_image_without_masks_counts_as_an_image() -> None:
