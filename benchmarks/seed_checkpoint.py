@@ -44,7 +44,7 @@ SA_TINY = SamConfig(
 )
 EMBEDDER = PretrainingConfig(steps=1000, final_share=0.8)
 SAVE_EVERY = 100
-EVALUATE_EVERY = 300
+EVALUATE_EVERY = 400
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ INTERACTIONS = InteractionConfig(
 FINISHING = INTERACTIONS.model_copy(
     update={"num_corrections": 2, "pixel_loss": "focal", "pixel_loss_weight": 10.0}
 )
+LONG = FINISHING.model_copy(update={"box_probability": 0.15, "iou_loss_weight": 4.0})
 PHASES = (
     Phase("encoder", 256, 6, 24, EMBEDDER),
     Phase(
@@ -97,6 +98,34 @@ PHASES = (
             warmup_steps=20,
             prompts_per_image=4,
             interactions=FINISHING,
+        ),
+    ),
+    Phase(
+        "long-384",
+        384,
+        3,
+        24,
+        JointConfig(
+            steps=1450,
+            learning_rate=2.5e-4,
+            warmup_steps=40,
+            prompts_per_image=6,
+            interactions=LONG,
+        ),
+    ),
+    Phase(
+        "iou-head",
+        384,
+        3,
+        24,
+        JointConfig(
+            steps=150,
+            learning_rate=1e-3,
+            warmup_steps=10,
+            ema_decay=0.98,
+            prompts_per_image=16,
+            learns="iou_head",
+            interactions=LONG.model_copy(update={"num_corrections": 1}),
         ),
     ),
 )
@@ -139,7 +168,10 @@ def gather(arguments: argparse.Namespace) -> Data:
     scenes = arguments.work / "scenes"
     if not (scenes / "instances.json").exists():
         write_scenes(scenes, arguments.seed, arguments.scenes, (360, 480))
-    training = [(1.0, read_folder(folder, held_out=False)) for folder in arguments.photographs]
+    # A region that one annotator alone drew is a matter of taste, most often a small one.
+    training = [
+        (1.0, read_folder(folder, held_out=False, min_votes=2)) for folder in arguments.photographs
+    ]
     training.append((0.25 * len(training), read_folder(scenes, held_out=False)))
     held_out: dict[str, Sequence[LabelledImage]] = {
         folder.name: read_folder(folder, held_out=True, min_votes=2)
@@ -155,6 +187,8 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
     if state_file.exists():
         trainer.load_state_dict(torch.load(state_file, weights_only=True))
         log.info("%s: resumed at step %d", phase.name, trainer.step_count)
+    if trainer.step_count >= phase.config.steps:
+        return
     batches = ClickBatches(
         SampleSource(data.training, phase.image_size),
         seed=seed + 1000 * PHASES.index(phase),
@@ -181,7 +215,7 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
         if step % SAVE_EVERY == 0 or step == phase.config.steps:
             save_state(trainer.state_dict(), state_file)
         if step % EVALUATE_EVERY == 0 or step == phase.config.steps:
-            if isinstance(trainer, JointTrainer):
+            if isinstance(trainer, JointTrainer) and trainer.config.prompts_per_image:
                 write_line(work, phase, step, held_out_figures(trainer.averaged.sam, data))
             started = time.monotonic()
 

@@ -1,12 +1,17 @@
 """Training samples for the shipped checkpoint, from COCO-style folders and drawn scenes.
 
 A folder is `images/` beside `instances.json`. What is held out is decided by one function here and
-never reaches a training sample. A sample is keyed by (seed, index), so a run that was stopped goes
-on with the samples it would have met.
+never reaches a training sample; `sa-engine evaluate` reads the annotations of that part after
+
+    python -m benchmarks.seed_data --held-out coco --out coco-held-out.json
+
+A sample is keyed by (seed, index), so a run that was stopped goes on with the samples it would have
+met.
 """
 
 # Axes: B images, K clicks of one image, S input side, stride 4 for masks.
 
+import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -57,6 +62,24 @@ def is_held_out(sha256: str, split: str) -> bool:
     return split.startswith(("val", "test")) or int(sha256[:8], 16) / 2**32 < HELD_OUT_SHARE
 
 
+def held_out_record(directory: Path, record: dict[str, Any]) -> bool:
+    content = (directory / "images" / record["file_name"]).read_bytes()
+    return is_held_out(hashlib.sha256(content).hexdigest(), record.get("split", ""))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="The held-out part of a COCO-style folder.")
+    parser.add_argument("--held-out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write")
+    options = parser.parse_args(arguments)
+    document = json.loads((options.held_out / "instances.json").read_text())
+    images = [image for image in document["images"] if held_out_record(options.held_out, image)]
+    ids = {image["id"] for image in images}
+    annotations = [one for one in document["annotations"] if one["image_id"] in ids]
+    options.out.write_text(json.dumps(document | {"images": images, "annotations": annotations}))
+    print(f"{len(images)} images, {len(annotations)} masks")
+
+
 def read_folder(
     directory: Path, *, held_out: bool, min_votes: int = 1, split: str | None = None
 ) -> list[LabelledImage]:
@@ -68,16 +91,14 @@ def read_folder(
             by_image.setdefault(annotation["image_id"], []).append(annotation)
     images = []
     for record in document["images"]:
-        path = directory / "images" / record["file_name"]
         annotations = by_image.get(record["id"], [])
         if split is not None and record.get("split") != split:
             continue
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not annotations or is_held_out(sha256, record.get("split", "")) != held_out:
+        if not annotations or held_out_record(directory, record) != held_out:
             continue
         images.append(
             LabelledImage(
-                path,
+                directory / "images" / record["file_name"],
                 (record["height"], record["width"]),
                 tuple(Rle(**annotation["segmentation"]) for annotation in annotations),
                 tuple(float(min(annotation.get("votes", 3), 4)) for annotation in annotations),
@@ -99,7 +120,7 @@ class SampleSource:
 
     def sample(self, rng: np.random.Generator, max_masks: int) -> Sample:
         sample = self._plain(rng, max_masks)
-        if rng.random() < 0.35:
+        if rng.random() < 0.25:
             sample = paste(sample, self._plain(rng, 12), rng)
         return Sample(
             distort_colours(sample.pixels, sample.size_hw, rng), sample.masks, sample.size_hw
@@ -118,8 +139,8 @@ def crop_sample(
 ) -> Sample:
     """Large-scale jitter: a random window of the image, or the whole of it made smaller."""
     height, width = image.size_hw
-    scale = size / max(height, width) * float(np.exp(rng.uniform(np.log(0.6), np.log(2.2))))
-    if rng.random() < 0.25:
+    scale = size / max(height, width) * float(np.exp(rng.uniform(np.log(0.7), np.log(2.0))))
+    if rng.random() < 0.35:
         scale = size / max(height, width)  # as it will be seen when used
     stretch = float(np.exp(rng.uniform(-0.12, 0.12)))
     scale_x, scale_y = scale * stretch, scale / stretch
@@ -177,9 +198,9 @@ def distort_colours(pixels: Pixels, size_hw: tuple[int, int], rng: np.random.Gen
     """Gain, gamma, saturation, sometimes grey, blur or noise; padding stays zero."""
     h, w = size_hw
     seen = pixels[:h, :w].astype(np.float32) / 255
-    seen = seen ** np.exp(rng.uniform(-0.35, 0.35)) * np.exp(rng.uniform(-0.2, 0.2, size=3))
+    seen = seen ** np.exp(rng.uniform(-0.25, 0.25)) * np.exp(rng.uniform(-0.12, 0.12, size=3))
     grey = seen.mean(axis=2, keepdims=True)
-    saturation = 0.0 if rng.random() < 0.08 else np.exp(rng.uniform(-0.6, 0.4))
+    saturation = 0.0 if rng.random() < 0.05 else np.exp(rng.uniform(-0.5, 0.4))
     seen = grey + (seen - grey) * saturation
     seen = seen.mean() + (seen - seen.mean()) * np.exp(rng.uniform(-0.3, 0.3))
     if rng.random() < 0.15:
@@ -196,7 +217,7 @@ def distort_colours(pixels: Pixels, size_hw: tuple[int, int], rng: np.random.Gen
 
 def click_in(mask: Mask, rng: np.random.Generator) -> tuple[int, int]:
     """(x, y): the innermost pixel, as an evaluation clicks, or any pixel of the mask."""
-    if rng.random() < 0.5:
+    if rng.random() < 0.65:
         distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
         y, x = np.unravel_index(distance.argmax(), mask.shape)
     else:
@@ -258,3 +279,7 @@ def valid_cells(sample: Sample) -> Mask:
 
 def _stack(masks: list[Mask], size: int) -> Mask:
     return np.stack(masks) if masks else np.zeros((0, size // 4, size // 4), dtype=bool)
+
+
+if __name__ == "__main__":
+    main()

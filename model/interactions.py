@@ -66,12 +66,16 @@ class Targets:
     """(P,)"""
     scale: float
     """S / L."""
+    first_points: Tensor | None = None
+    """(P, 2) input frame: what is clicked first, where no box comes first; else drawn."""
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def select(self, which: Tensor) -> "Targets":
-        return Targets(self.masks[which], self.valid[which], self.image_index[which], self.scale)
+        points = None if self.first_points is None else self.first_points[which]
+        image_index = self.image_index[which]
+        return Targets(self.masks[which], self.valid[which], image_index, self.scale, points)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,10 @@ def _first_prompts(
             max_noise=config.box_noise_max,
         )
         return Prompts(boxes=boxes)
-    points = random_foreground_points(targets.masks, targets.scale, generator)[:, None]
+    points = targets.first_points
+    if points is None:
+        points = random_foreground_points(targets.masks, targets.scale, generator)
+    points = points[:, None]
     return Prompts(points, torch.full_like(points[..., 0], PointLabel.FOREGROUND).long())
 
 

@@ -8,11 +8,14 @@ checkpoint, is model/training.py.
 
 # Axes: B images, K clicks of one image.
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.interactions import InteractionConfig, Targets, backward_interactions
+from model.losses import keep_layout
 from model.pretraining import (
     AveragedConfig,
     AveragedTraining,
@@ -27,11 +30,15 @@ from model.two_way_transformer import TwoWayAttentionBlock
 
 class JointConfig(AveragedConfig):
     prompts_per_image: int = 8
-    """Of the batch's clicks on an image, so many masks are asked of the decoder too."""
+    """Of the batch's clicks on an image, so many masks are asked of the decoder too; with 0 the
+    encoder learns alone, from pixel embeddings."""
     frozen_steps: int = 0
     """Steps at the beginning in which the decoder learns alone: half the work of a whole step."""
     embedding_weight: float = 0.5
     """Of the pixel embeddings' loss, beside the decoder's."""
+    learns: Literal["all", "iou_head"] = "all"
+    """iou_head: the last phase, in which only the head that estimates IoU goes on, on masks that no
+    longer change."""
     interactions: InteractionConfig
 
 
@@ -59,29 +66,42 @@ class JointModel(nn.Module):
 
 class JointTrainer(AveragedTraining[JointModel]):
     def __init__(self, model: JointModel, config: JointConfig) -> None:
+        if config.learns == "iou_head":
+            model.requires_grad_(False)
+            model.sam.mask_decoder.iou_prediction_head.requires_grad_(True)
         super().__init__(model, config)
         self.config = config
+        model.sam.mask_decoder.output_upscaling.register_forward_hook(_keep_layout)
 
     def step(self, batch: ClickBatch, generator: torch.Generator) -> dict[str, float]:
         images = batch.images.contiguous(memory_format=torch.channels_last)
         targets = self._targets(batch, generator)
-        if self.step_count < self.config.frozen_steps:
+        head_only = self.config.learns == "iou_head"
+        self.model.train(not head_only)
+        if head_only or self.step_count < self.config.frozen_steps:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 embeddings = self.model.sam.image_encoder(images)
-            figures = self._interact(embeddings.float(), targets, generator)
+            figures = self._interact(self._as_decoded(embeddings), targets, generator)
             return {**figures, **self.descend()}
         with torch.autocast("cpu", torch.bfloat16):
             embeddings, by_pyramid, by_neck = self.model.embedder(images)
-        pyramid_loss, _ = self.model.embedder.click_loss(by_pyramid, batch)
+        pyramid_loss, pyramid_iou = self.model.embedder.click_loss(by_pyramid, batch)
         neck_loss, neck_iou = self.model.embedder.click_loss(by_neck, batch)
-        # The interactions end at this leaf, so that the encoder is walked back only once.
-        leaf = embeddings.detach().float().requires_grad_(True)
-        figures = self._interact(leaf, targets, generator)
         loss = self.config.embedding_weight * (pyramid_loss + neck_loss)
-        if leaf.grad is not None:
-            loss = loss + (embeddings.float() * leaf.grad).sum()
+        figures = {"embedding_loss": loss.item(), "pyramid_iou": pyramid_iou, "neck_iou": neck_iou}
+        if self.config.prompts_per_image > 0:
+            # The interactions end at this leaf, so that the encoder is walked back only once.
+            leaf = self._as_decoded(embeddings.detach()).requires_grad_(True)
+            figures |= self._interact(leaf, targets, generator)
+            if leaf.grad is not None:
+                loss = loss + (embeddings.float() * leaf.grad.float()).sum()
         loss.backward()
-        return {**figures, "neck_iou": neck_iou, **self.descend()}
+        return {**figures, **self.descend()}
+
+    def _as_decoded(self, embeddings: Tensor) -> Tensor:
+        """In the precision of the interactions, so that no layer of the decoder has to cast."""
+        bf16 = self.config.interactions.precision == "bf16"
+        return embeddings.to(torch.bfloat16 if bf16 else torch.float32)
 
     def _interact(
         self, embeddings: Tensor, targets: Targets, generator: torch.Generator
@@ -98,8 +118,16 @@ class JointTrainer(AveragedTraining[JointModel]):
         image_index = torch.arange(B).repeat_interleave(self.config.prompts_per_image)
         which = torch.randint(K, image_index.shape, generator=generator)
         return Targets(
-            batch.masks[image_index, which], batch.valid[image_index], image_index, scale=4.0
+            batch.masks[image_index, which],
+            batch.valid[image_index],
+            image_index,
+            scale=4.0,
+            first_points=(batch.clicks[image_index, which] + 0.5) * 4.0 - 0.5,
         )
+
+
+def _keep_layout(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    keep_layout(output)
 
 
 @torch.no_grad()

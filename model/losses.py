@@ -5,6 +5,8 @@ function takes `logits` (P, M, h, w), `targets` (P, h, w) bool and `valid` (P, h
 valid pixels only (the rest is padding), and returns (P, M).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,6 +52,64 @@ def mask_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     truth = (targets & valid)[:, None]
     union = (predicted | truth).sum((-2, -1))
     return (predicted & truth).sum((-2, -1)) / union.clamp(min=1)
+
+
+class EmbeddingLoss(torch.autograd.Function):
+    """`balanced_bce_loss + dice_loss`, and `mask_iou`, of one output per target, in few passes.
+
+    Pixel embeddings ask for dozens of masks at three levels; written with the functions above, half
+    of a training step on a CPU went into reading and writing such tensors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and the valid pixels in and out of the targets, as 0 and 1, all (N, pixels)."""
+        num_inside = inside.sum(1)
+        weight_in = inside / (2 * num_inside.clamp(min=1))[:, None]
+        weight = weight_in + outside / (2 * outside.sum(1).clamp(min=1))[:, None]
+        probability = logits.sigmoid()
+        bce = _dots(F.softplus(logits), weight) - _dots(logits, weight_in)
+        overlap = _dots(probability, inside)
+        total = overlap + _dots(probability, outside) + num_inside
+        ctx.save_for_backward(probability, inside, outside, weight, weight_in, overlap, total)
+        predicted = (logits > 0).to(logits.dtype)
+        hits = _dots(predicted, inside)
+        iou = hits / (num_inside + _dots(predicted, outside)).clamp(min=1)
+        ctx.mark_non_differentiable(iou)
+        return bce + 1 - (2 * overlap + 1) / (total + 1), iou
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        probability, inside, outside, weight, weight_in, overlap, total = ctx.saved_tensors
+        spread = ((2 * overlap + 1) / (total + 1).square())[:, None]
+        slope = torch.addcmul(inside * (spread - 2 / (total + 1)[:, None]), outside, spread)
+        slope = slope.mul_(1 - probability).add_(weight).mul_(probability).sub_(weight_in)
+        return slope.mul_(by_loss[:, None]), None, None
+
+
+def embedding_loss(logits: Tensor, inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and IoU (N,) of logits against targets, all (N, pixels); see `EmbeddingLoss`."""
+    found: tuple[Tensor, Tensor]
+    found = EmbeddingLoss.apply(logits, inside, outside)  # type: ignore[no-untyped-call]
+    return found
+
+
+def keep_layout(images: Tensor) -> None:
+    """See to it that the gradient of (B, C, H, W) arrives channels last, as convolutions want it.
+
+    What is behind them gives it in another order, in which a whole walk back costs a fifth more.
+    """
+    if images.requires_grad:
+        images.register_hook(_channels_last)  # type: ignore[no-untyped-call]
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """(N, pixels) twice -> (N,): the scalar product of every row."""
+    return (a * b).sum(1)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from model.layers import LayerNorm2d
-from model.losses import balanced_bce_loss, dice_loss, mask_iou
+from model.losses import embedding_loss, keep_layout
 from model.tiny_vit import TinyViT
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -116,6 +116,7 @@ class PixelEmbedder(nn.Module):
             torch.meshgrid(torch.linspace(-1, 1, w), torch.linspace(-1, 1, h), indexing="xy"), -1
         )
         placed: Tensor = pixels.float() + self.position(xy).float().permute(2, 0, 1)
+        keep_layout(placed)
         return placed.reshape(len(placed), self.num_levels, -1, h, w)
 
     def click_logits(self, pixels: Tensor, clicks: Tensor) -> Tensor:
@@ -123,22 +124,29 @@ class PixelEmbedder(nn.Module):
         B, L, D, h, w = pixels.shape
         flat = pixels.flatten(3)
         index = (clicks[..., 1] * w + clicks[..., 0])[:, None, None].expand(B, L, D, -1)
-        at_clicks = flat.gather(3, index)
-        cross = at_clicks.transpose(2, 3) @ flat
-        distance = (
-            at_clicks.square().sum(2)[..., None] + flat.square().sum(2)[:, :, None] - 2 * cross
-        )
-        logits: Tensor = self.bias[:, None, None] - distance
+        at_clicks = flat.gather(3, index).transpose(2, 3)
+        # bias - |p - q|^2 as one product: (2p, bias - |p|^2, -1) with (q, 1, |q|^2).
+        constant = self.bias[:, None, None] - at_clicks.square().sum(3, keepdim=True)
+        left = torch.cat([2 * at_clicks, constant, constant.new_full(constant.shape, -1)], dim=3)
+        square = flat.square().sum(2, keepdim=True)
+        right = torch.cat([flat, torch.ones_like(square), square], dim=2)
+        logits: Tensor = left @ right
         return logits.reshape(B, L, -1, h, w)
 
     def click_loss(self, pixels: Tensor, batch: ClickBatch) -> tuple[Tensor, float]:
         """Loss of the best level of every click, and that level's mean IoU."""
-        logits = self.click_logits(pixels, batch.clicks).transpose(1, 2).flatten(0, 1)
-        masks = batch.masks.flatten(0, 1)
-        valid = batch.valid[:, None].expand_as(batch.masks).flatten(0, 1)
-        losses = balanced_bce_loss(logits, masks, valid) + dice_loss(logits, masks, valid)
+        logits = self.click_logits(pixels, batch.clicks)
+        valid = batch.valid[:, None]
+        inside = (batch.masks & valid).flatten(0, 1).flatten(1).to(logits.dtype)
+        outside = (~batch.masks & valid).flatten(0, 1).flatten(1).to(logits.dtype)
+        found = [
+            embedding_loss(level.flatten(0, 1).flatten(1), inside, outside)
+            for level in logits.unbind(1)
+        ]
+        losses = torch.stack([loss for loss, _ in found], dim=1)
+        ious = torch.stack([iou for _, iou in found], dim=1)
         least, level = losses.min(dim=1)
-        iou = mask_iou(logits, masks, valid).gather(1, level[:, None]).mean().item()
+        iou = ious.gather(1, level[:, None]).mean().item()
         return torch.lerp(least.mean(), losses.mean(), ALL_LEVELS_WEIGHT), iou
 
 

@@ -137,9 +137,10 @@ class Sam(nn.Module):
                 )
             image_index = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
         sparse, dense = self.prompt_encoder(prompts)
+        dtype = image_embeddings.dtype  # under autocast, fp32 here would be cast in every layer
         prediction: MaskPrediction = self.mask_decoder(
-            image_embeddings[image_index] + dense,
-            self.prompt_encoder.dense_position_embedding(),
+            image_embeddings[image_index] + dense.to(dtype),
+            self.prompt_encoder.dense_position_embedding().to(dtype),
             sparse,
             multimask_output=multimask_output,
         )

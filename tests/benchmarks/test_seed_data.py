@@ -14,12 +14,14 @@ from benchmarks.seed_data import (
     SampleSource,
     crop_sample,
     is_held_out,
+    main,
     paste,
     read_folder,
 )
 from engine.scenes import write_scenes
 
 SIZE = 64
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,36 @@ def test_no_image_is_both_trained_on_and_held_out(folder: Path) -> None:
     assert not any(is_held_out(sha256, "train") for sha256 in training)
     names = {image.path.name for image in read_folder(folder, held_out=False)}
     assert not names & {f"scene_3_{index:06d}.jpg" for index in range(0, 24, 4)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bsds", "coco"])
+def test_training_never_reads_a_photograph_that_is_held_out(name: str) -> None:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{SHARED / name} is not there")
+    document = json.loads((SHARED / name / "instances.json").read_text())
+    forbidden = set()
+    for image in document["images"]:
+        content = (SHARED / name / "images" / image["file_name"]).read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if image["split"] == "val" or int(sha256[:8], 16) < 0.1 * 2**32:
+            forbidden.add(sha256)
+    assert len(forbidden) >= (100 if name == "bsds" else 25)
+    collections = [(1.0, read_folder(SHARED / name, held_out=False))]
+    used = hashes([image for _, images in collections for image in images])
+    assert len(used) > 100
+    assert not used & forbidden
+    assert hashes(read_folder(SHARED / name, held_out=True)) <= forbidden
+
+
+def test_held_out_part_of_a_folder_can_be_written_down(folder: Path, tmp_path: Path) -> None:
+    main(["--held-out", str(folder), "--out", str(tmp_path / "held_out.json")])
+    document = json.loads((tmp_path / "held_out.json").read_text())
+    names = {image["file_name"] for image in document["images"]}
+    expected = {image.path.name for image in read_folder(folder, held_out=True)}
+    assert names == expected
+    ids = {image["id"] for image in document["images"]}
+    assert {annotation["image_id"] for annotation in document["annotations"]} <= ids
 
 
 def test_batch_of_a_number_is_always_the_same(folder: Path) -> None:

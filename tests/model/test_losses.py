@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.losses import balanced_bce_loss, dice_loss, focal_loss, mask_iou
+from model.losses import (
+    balanced_bce_loss,
+    dice_loss,
+    embedding_loss,
+    focal_loss,
+    mask_iou,
+)
 
 EVERYWHERE = torch.ones(1, 8, 8, dtype=torch.bool)
 
@@ -83,3 +89,20 @@ def test_gradients_stay_finite_at_extreme_logits() -> None:
     total.backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_loss_of_embeddings_is_the_plain_sum_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(5, 16, 16)).requires_grad_()
+    targets, valid = torch.rand(5, 16, 16) > 0.7, torch.ones(5, 16, 16, dtype=torch.bool)
+    valid[:, 12:] = False
+    weights = torch.rand(5)
+    plain = balanced_bce_loss(logits[:, None], targets, valid)
+    plain = (plain + dice_loss(logits[:, None], targets, valid))[:, 0]
+    inside, outside = ((side & valid).flatten(1).float() for side in (targets, ~targets))
+    quick, iou = embedding_loss(logits.flatten(1), inside, outside)
+    assert torch.allclose(quick, plain, atol=1e-5)
+    assert torch.equal(iou, mask_iou(logits[:, None], targets, valid)[:, 0])
+    by_plain = torch.autograd.grad((plain * weights).sum(), logits)[0]
+    by_quick = torch.autograd.grad((quick * weights).sum(), logits)[0]
+    assert torch.allclose(by_quick, by_plain, atol=1e-7)

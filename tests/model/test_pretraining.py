@@ -125,6 +125,27 @@ def test_decoder_leaves_the_encoder_alone_in_its_first_steps() -> None:
     assert torch.equal(sam.image_encoder.get_parameter("neck.0.weight"), weight)
 
 
+def changed_by(config: JointConfig) -> set[str]:
+    """Names of the parameters, and statistics of norms, that one step changes."""
+    torch.manual_seed(0)
+    sam = Sam(SamConfig(image_encoder=ENCODER, image_size=64, embed_dim=32))
+    before = copy.deepcopy(sam.state_dict())
+    JointTrainer(JointModel(sam, CONFIG), config).step(squares(), torch.Generator().manual_seed(0))
+    after = sam.state_dict()
+    return {name for name, value in after.items() if not torch.equal(before[name], value)}
+
+
+def test_without_prompts_only_the_encoder_learns() -> None:
+    config = JOINT.model_copy(update={"prompts_per_image": 0, "weight_decay": 0.0})
+    assert all(name.startswith("image_encoder.") for name in changed_by(config))
+
+
+def test_last_phase_teaches_the_iou_head_and_touches_nothing_else() -> None:
+    names = changed_by(JOINT.model_copy(update={"learns": "iou_head"}))
+    assert names
+    assert all(name.startswith("mask_decoder.iou_prediction_head.") for name in names)
+
+
 def test_average_follows_weights_and_norm_statistics() -> None:
     current, averaged = embedder(), embedder()
     with torch.no_grad():
