@@ -85,7 +85,8 @@ def build(task: Task) -> Stage:
     provenance = Provenance(round=0, checkpoint=task.checkpoint)
     if task.generator == "detector":
         assert task.detector is not None
-        config = SemiAutomaticConfig(filters=filters)
+        # As many boxes as it has: those that are no objects fall to the filters.
+        config = SemiAutomaticConfig(detector_score_thresh=0.02, filters=filters)
         return SemiAutomatic(sam, load_detector(task.detector).eval(), config, provenance)
     return FullyAutomatic(
         sam,

@@ -55,15 +55,20 @@ class MaskDecoder(nn.Module):
             multimask_output: whole, part and subpart; otherwise the one mask of the token that
                 is meant for prompts without ambiguity.
         """
+        tokens, upscaled = self.read(image, image_pe, sparse)
+        predicted_iou, weights = self.predict(tokens, multimask_output=multimask_output)
+        return MaskPrediction(torch.einsum("pmc,pchw->pmhw", weights, upscaled), predicted_iou)
+
+    def read(self, image: Tensor, image_pe: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (P, T, C) that have read the image, and its cells (P, C / 8, 4h, 4w), upscaled."""
         h, w = image.shape[-2:]
         tokens, cells = self.transformer(
             image.flatten(2).transpose(1, 2),
             image_pe.flatten(2).transpose(1, 2),
             self.prompt_tokens(sparse),
         )
-        upscaled = self.output_upscaling(cells.transpose(1, 2).unflatten(2, (h, w)))
-        predicted_iou, weights = self.predict(tokens, multimask_output=multimask_output)
-        return MaskPrediction(torch.einsum("pmc,pchw->pmhw", weights, upscaled), predicted_iou)
+        upscaled: Tensor = self.output_upscaling(torch.unflatten(cells.transpose(1, 2), 2, (h, w)))
+        return tokens, upscaled
 
     def prompt_tokens(self, sparse: Tensor) -> Tensor:
         """(P, T, C): the token of the IoU, one of each mask, and the prompt's own (P, _, C)."""
