@@ -108,7 +108,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=32, help="a side, in grid and paper")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", type=Path, default=CACHE, help="environment of the peers")
-    # Thresholds of the shipped checkpoint, as in configs/demo.yaml.
+    # Low ones, for a checkpoint that is unsure of itself.
     parser.add_argument("--pred-iou-thresh", type=float, default=0.2)
     parser.add_argument("--stability-score-thresh", type=float, default=0.8)
     parser.add_argument("--stability-score-offset", type=float, default=0.2)
