@@ -29,7 +29,8 @@ from engine.rounds import load_outcome, load_start, run_rounds
 from engine.store import Store, open_store
 from stages.records import Source, StageName
 
-# The shipped checkpoint is unsure of itself and learns here: thresholds between its and the paper's.
+# The shipped checkpoint is unsure of itself and learns here: between its thresholds and the paper's
+# (not calibrated).
 CONFIG = """
 name: loop
 checkpoint: sa-tiny
