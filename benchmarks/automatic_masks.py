@@ -48,6 +48,7 @@ PEER_PACKAGES = (
     "safetensors",
     "opencv-python-headless",
 )
+SUFFIXES = (".jpg", ".jpeg", ".png")
 ROOT = Path(__file__).parent.parent
 CACHE = Path.home() / ".cache" / "sa-engine" / "peers"
 
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 try:
                     made[generator] = generate(chosen, options.peers, folder)
                 except subprocess.CalledProcessError as error:
+                    if generator in OURS:
+                        raise
                     print(f"{case}, {image.name}: {generator} failed: {error}", file=sys.stderr)
             report(case, image, options.threads, made)
 
@@ -109,7 +112,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stability-score-thresh", type=float, default=0.8)
     parser.add_argument("--stability-score-offset", type=float, default=0.2)
     parser.add_argument("--box-nms-thresh", type=float, default=0.5)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if "detector" in options.generators and options.detector is None:
+        parser.error("--generators detector needs --detector, such as a run's detectors/round-02")
+    if Path(options.checkpoint).exists():
+        options.checkpoint = str(Path(options.checkpoint).absolute())
+    return options
 
 
 def tasks(
@@ -157,7 +165,8 @@ def generate(task: Task, peers: Path, folder: Path) -> Made:
     else:
         python, module = Path(sys.executable), "benchmarks.our_masks"
     question, answer = folder / "task.json", folder / "answer.json"
-    absolute = task.model_copy(update={"image": task.image.absolute()})
+    detector = None if task.detector is None else task.detector.absolute()
+    absolute = task.model_copy(update={"image": task.image.absolute(), "detector": detector})
     question.write_text(absolute.model_dump_json())
     subprocess.run([python, "-m", module, question, answer], cwd=ROOT, check=True)
     return Made.model_validate_json(answer.read_text())
@@ -166,7 +175,7 @@ def generate(task: Task, peers: Path, folder: Path) -> Made:
 def environment(folder: Path) -> Path:
     """Its Python; made once."""
     done = folder / "done"
-    python = folder / "bin" / "python"
+    python = folder.absolute() / "bin" / "python"
     if not done.exists():
         print(f"making the peers' environment in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
@@ -177,7 +186,6 @@ def environment(folder: Path) -> Path:
 
 def report(case: str, image: Path, threads: int, made: dict[str, Made]) -> None:
     """One line for each generator."""
-    reference = made.get("official")
     for generator, result in made.items():
         line: dict[str, object] = {
             "case": case,
@@ -188,20 +196,27 @@ def report(case: str, image: Path, threads: int, made: dict[str, Made]) -> None:
             "masks": len(result.masks),
             "peak_gb": round(result.peak_mb / 1000, 2),
         }
-        if reference is not None and result is not reference:
-            line["speedup"] = round(masks_per_second(result) / masks_per_second(reference), 1)
-            if case != "vit_b":  # of random weights every box is alike
-                agreements = {iou: agreement(result, reference, iou) for iou in (0.99, 0.95, 0.5)}
-                line["agreement"] = {
-                    iou: {name: round(value, 4) for name, value in asdict(figures).items()}
-                    for iou, figures in agreements.items()
-                }
+        for name in {"official", "fp32"} & made.keys() - {generator}:
+            line[f"beside_{name}"] = beside(result, made[name])
         if result.stages:
             line["stages"] = {
                 name: {key: float(f"{value:.3g}") for key, value in cost.model_dump().items()}
                 for name, cost in result.stages.items()
             }
         print(json.dumps(line), flush=True)
+
+
+def beside(made: Made, reference: Made) -> dict[str, object]:
+    """How much faster, and how much the same at several IoU."""
+    agreements = {iou: agreement(made, reference, iou) for iou in (0.99, 0.95, 0.5)}
+    return {
+        "times_faster": round(reference.seconds / made.seconds, 1),
+        "times_masks_per_second": round(masks_per_second(made) / masks_per_second(reference), 1),
+        "agreement": {
+            str(iou): {name: round(value, 4) for name, value in asdict(figures).items()}
+            for iou, figures in agreements.items()
+        },
+    }
 
 
 def masks_per_second(made: Made) -> float:
@@ -251,8 +266,8 @@ def sample(folder: Path | None, count: int) -> list[Path]:
     """The same images in every run, spread over the folder."""
     if folder is None:
         return []
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    return paths[:: max(len(paths) // count, 1)][:count]
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return paths[:: max(len(paths) // max(count, 1), 1)][:count]
 
 
 if __name__ == "__main__":

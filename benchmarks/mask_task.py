@@ -31,7 +31,7 @@ class FoundMask(BaseModel):
 class StageCost(BaseModel):
     seconds: float = 0.0
     floor_seconds: float = 0.0
-    """Of its matrix products, at the speed of a large one on the same threads."""
+    """Of its matrix products, at the speed that a large one of that precision has here."""
 
 
 class Made(BaseModel):

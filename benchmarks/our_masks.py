@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.mask_task import FoundMask, Made, StageCost, Task
 from benchmarks.process import peak_mb
 from model.checkpoint import load_checkpoint
-from model.detector import load_detector
+from model.detector import ObjectDetector, load_detector
 from model.factored_decoder import FactoredDecoder
-from stages import fully_automatic
+from stages import fully_automatic, semi_automatic
 from stages.base import Provenance, Stage
 from stages.filters import FilterConfig
 from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig
@@ -28,14 +28,24 @@ from stages.semi_automatic import SemiAutomatic, SemiAutomaticConfig
 from stages.windows import WindowedUpscale
 
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
-    "encode": ((fully_automatic, "embed_batch"),),
+    "encode": ((fully_automatic, "embed_batch"), (semi_automatic, "embed_batch")),
+    "detect": ((ObjectDetector, "predict"),),
+    "prepare": ((FactoredDecoder, "__init__"),),
     "prompts to IoU": ((FactoredDecoder, "read"),),
     "masks": ((FactoredDecoder, "masks"),),
     "upsample and score": ((WindowedUpscale, "stability"), (WindowedUpscale, "mask")),
-    "NMS": ((fully_automatic, "box_nms"), (fully_automatic, "drop_duplicates")),
+    "NMS": (
+        (fully_automatic, "box_nms"),
+        (fully_automatic, "drop_duplicates"),
+        (semi_automatic, "box_nms"),
+    ),
     "RLE": ((fully_automatic, "encode_window"),),
-    "small regions": ((fully_automatic, "clean_small_regions"),),
+    "small regions": (
+        (fully_automatic, "clean_small_regions"),
+        (semi_automatic, "clean_small_regions"),
+    ),
 }
+OTHER = "other"
 
 
 def main() -> None:
@@ -63,16 +73,18 @@ def main() -> None:
         for mask in output.masks
     ]
     spent = {name: cost.seconds for name, cost in costs.items()}
-    add_floors(costs, lambda: stage.run(image, np.random.default_rng(0)))
+    add_floors(costs, task, lambda: stage.run(image, np.random.default_rng(0)))
     for name, value in spent.items():
         costs[name].seconds = value
+    costs[OTHER] = StageCost(seconds=seconds - sum(spent.values()) + reading)
     made = Made(seconds=seconds, peak_mb=peak, masks=masks, stages=costs)
     Path(sys.argv[2]).write_text(made.model_dump_json())
 
 
 def build(task: Task) -> Stage:
     filters = FilterConfig(
-        pred_iou_thresh=task.pred_iou_thresh,
+        # The official generator takes 0 for no threshold at all.
+        pred_iou_thresh=task.pred_iou_thresh or -np.inf,
         stability_score_thresh=task.stability_score_thresh,
         stability_score_offset=task.stability_score_offset,
         box_nms_thresh=task.box_nms_thresh,
@@ -119,18 +131,19 @@ def watch(owner: Any, function: str, cost: StageCost) -> None:
 COUNTER = FlopCounterMode(display=False)
 
 
-def add_floors(costs: dict[str, StageCost], again: Callable[[], object]) -> None:
+def add_floors(costs: dict[str, StageCost], task: Task, again: Callable[[], object]) -> None:
     """Counting slows the work down, so it is done once more."""
     with COUNTER:
         again()
-    speed = product_speed()
-    for cost in costs.values():
-        cost.floor_seconds /= speed
+    exact = product_speed(torch.float32)
+    for name, cost in costs.items():
+        half = name == "encode" and task.generator == "bf16"
+        cost.floor_seconds /= product_speed(torch.bfloat16) if half else exact
 
 
-def product_speed(side: int = 2048) -> float:
-    """FLOP a second of a large fp32 matrix product, best of a few."""
-    a, b = torch.randn(side, side), torch.randn(side, side)
+def product_speed(dtype: torch.dtype, side: int = 2048) -> float:
+    """FLOP a second of a large matrix product, best of a few."""
+    a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
     best = 0.0
     for _ in range(8):
         started = time.monotonic()

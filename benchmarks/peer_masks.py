@@ -4,6 +4,7 @@
 
 Runs in the environment that benchmarks/automatic_masks.py makes for it. Both borrow our image
 encoder, for want of a TinyViT; everything after the image embedding is their own.
+Each is imported only where it is used, so that its memory counts for itself.
 """
 
 import sys
@@ -17,14 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
-from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
-from segment_anything.modeling import Sam as OfficialSam
-from transformers import SamImageProcessor, SamModel, pipeline
 
 from benchmarks.mask_task import FoundMask, Made, Task
 from benchmarks.process import peak_mb
-from benchmarks.transformers_names import renamed, their_config
 from model.checkpoint import load_checkpoint
 from model.sam import STRIDE, Sam
 
@@ -47,6 +43,8 @@ def main() -> None:
 
 
 def official(sam: Sam, task: Task) -> Callable[[Pixels], list[FoundMask]]:
+    from segment_anything import SamAutomaticMaskGenerator
+
     generator = SamAutomaticMaskGenerator(
         official_model(sam),
         points_per_side=task.points_per_side,
@@ -70,7 +68,10 @@ def official(sam: Sam, task: Task) -> Callable[[Pixels], list[FoundMask]]:
     return generate
 
 
-def official_model(sam: Sam) -> OfficialSam:
+def official_model(sam: Sam) -> Any:
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+    from segment_anything.modeling import Sam as OfficialSam
+
     config, encoder = sam.config, sam.image_encoder
     encoder.img_size = config.image_size
     dim, side = config.embed_dim, config.image_size // STRIDE
@@ -99,11 +100,17 @@ def official_model(sam: Sam) -> OfficialSam:
 
 def transformers(sam: Sam, task: Task) -> Callable[[Pixels], list[FoundMask]]:
     """It has no NMS within a crop of its own, so the threshold goes to the one it has."""
+    from transformers import SamImageProcessor, SamModel, pipeline
+
+    from benchmarks.transformers_names import renamed, their_config
+
     size = sam.config.image_size
     model = SamModel(their_config(sam.config)).eval()
     weights = renamed(sam.state_dict())
     decoder = {name: value for name, value in weights.items() if "vision_encoder" not in name}
-    model.load_state_dict(decoder, strict=False)
+    missing, unexpected = model.load_state_dict(decoder, strict=False)
+    assert not unexpected
+    assert all(name.startswith("vision_encoder") for name in missing)
     model.get_image_embeddings = sam.encode
     processor = SamImageProcessor(
         size={"longest_edge": size},

@@ -72,7 +72,10 @@ def touches_crop_edge(
 def box_nms(
     boxes_xyxy: NDArray[np.float32], scores: NDArray[np.float32], iou_threshold: float
 ) -> NDArray[np.intp]:
-    """Greedy non-maximum suppression: kept positions, best score first; ties by position."""
+    """Greedy non-maximum suppression: kept positions, best score first; ties by position.
+
+    As torchvision's, but of equal boxes without area one stays, where 0 / 0 would keep them all.
+    """
     order = np.argsort(-scores, kind="stable")
     x0, y0, x1, y1 = boxes_xyxy.astype(np.float64).T
     areas = (x1 - x0) * (y1 - y0)

@@ -53,9 +53,11 @@ class FullyAutomaticConfig(Record):
     crop_overlap_ratio: float = Field(default=512 / 1500, ge=0, lt=1)
     """Of the short side, in layer 1; halves with each layer."""
     points_per_batch: PositiveInt = 16
-    """Prompts decoded at once, no effect on the masks: few fit a core's cache, a GPU wants many."""
+    """Prompts decoded at once: few fit a core's cache, a GPU wants many. Rounding apart, no effect
+    on the masks."""
     crops_per_batch: PositiveInt = 1
-    """Crops encoded at once: a GPU wants more, if it has the memory; no effect on the masks."""
+    """Crops encoded at once: a GPU wants more, if it has the memory. Rounding apart, no effect on
+    the masks."""
     precision: Precision = "fp32"
     """Of the image encoder; bf16 is faster on processors that have it, and moves edges a little."""
     filters: FilterConfig = FilterConfig()
@@ -125,7 +127,7 @@ class FullyAutomatic:
             points,
             config.filters,
             drops,
-            per_batch=config.points_per_batch,
+            prompts_per_batch=config.points_per_batch,
         )
 
 
@@ -150,7 +152,7 @@ def confident_masks(
     filters: FilterConfig,
     drops: Drops,
     *,
-    per_batch: int,
+    prompts_per_batch: int,
 ) -> MaskBatch:
     """Decode prompts in one crop; the masks the model is sure of, duplicates removed, best first.
 
@@ -159,17 +161,19 @@ def confident_masks(
     Args:
         size_hw: of the whole image.
         prompts: crop frame; (P, 2) points, three outputs each, or (P, 4) boxes_xyxy, one each.
-        per_batch: prompts decoded at once.
+        prompts_per_batch: decoded at once.
 
     Returns:
         Masks in the image's frame.
     """
+    if len(prompts) == 0:
+        return MaskBatch.empty(prompts.shape[1])
     decoder = predictor.sam.prepare(predictor.embedding)
     candidates = [
         candidate
-        for start in range(0, len(prompts), per_batch)
+        for start in range(0, len(prompts), prompts_per_batch)
         for candidate in _candidates(
-            predictor, decoder, prompts[start : start + per_batch], filters, drops
+            predictor, decoder, prompts[start : start + prompts_per_batch], filters, drops
         )
     ]
     if not candidates:
@@ -208,11 +212,11 @@ def _candidates(
         low_res, threshold=MASK_THRESHOLD, offset=filters.stability_score_offset
     )
     for i, score in enumerate(stability):
-        if score < filters.stability_score_thresh:
+        if score < filters.stability_score_thresh:  # not so where nothing is there to be stable
             drops[DropReason.LOW_STABILITY] += 1
             continue
         window = predictor.upscale.mask(low_res[i], threshold=MASK_THRESHOLD)
-        if np.isnan(score) or window is None:
+        if window is None:
             drops[DropReason.EMPTY] += 1
             continue
         (x, y), (h, w) = window.offset_xy, window.mask.shape
@@ -241,12 +245,11 @@ def _decode(
         question = Prompts(point_coords=points, point_labels=labels)
     else:
         question = Prompts(boxes=transform.apply_boxes(given))
-    with torch.inference_mode():
-        reading = decoder.read(question, multimask_output=prompts.shape[1] == 2)
-        confident = reading.predicted_iou > filters.pred_iou_thresh
-        drops[DropReason.LOW_PREDICTED_IOU] += int((~confident).sum())
-        (promising,) = torch.nonzero(confident.any(dim=1), as_tuple=True)
-        low_res = decoder.masks(reading, promising)[confident[promising]]
+    reading = decoder.read(question, multimask_output=prompts.shape[1] == 2)
+    confident = reading.predicted_iou > filters.pred_iou_thresh
+    drops[DropReason.LOW_PREDICTED_IOU] += int((~confident).sum())
+    (promising,) = torch.nonzero(confident.any(dim=1), as_tuple=True)
+    low_res = decoder.masks(reading, promising)[confident[promising]]
     prompt_index, _ = torch.nonzero(confident, as_tuple=True)
     return low_res.float().cpu(), reading.predicted_iou[confident].float().cpu(), prompt_index.cpu()
 

@@ -139,13 +139,12 @@ def embed(sam: Sam, pixels: Pixels) -> Tensor:
 
 def embed_batch(sam: Sam, images: Sequence[Pixels], precision: Precision = "fp32") -> Tensor:
     """(B, C, h, w) embeddings of images of any sizes, float32, on the model's device."""
-    device = next(sam.parameters()).device
     squares = [
         ResizeLongestSide((image.shape[0], image.shape[1]), sam.config.image_size).apply_image(
             image
         )
         for image in images
     ]
-    half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    with torch.inference_mode(), half:
-        return sam.encode(torch.stack(squares).to(device)).float()
+    autocast = torch.autocast(sam.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.inference_mode(), autocast:
+        return sam.encode(torch.stack(squares).to(sam.device)).float()

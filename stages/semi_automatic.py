@@ -23,7 +23,7 @@ from stages.filters import (
     drop_whole_image,
 )
 from stages.fully_automatic import automatic_records, confident_masks
-from stages.predictor import Image, Predictor, embed
+from stages.predictor import Image, Precision, Predictor, embed_batch
 from stages.records import Record, Source, StageName
 
 
@@ -37,7 +37,10 @@ class SemiAutomaticConfig(Record):
     max_boxes: PositiveInt = 100
     """Per image, best scores first."""
     boxes_per_batch: PositiveInt = 16
-    """Boxes decoded at once: memory against speed, no effect on the masks."""
+    """Boxes decoded at once: few fit a core's cache, a GPU wants many. Rounding apart, no effect on
+    the masks."""
+    precision: Precision = "fp32"
+    """Of the image encoder, as in the fully automatic stage."""
     filters: FilterConfig = FilterConfig()
     max_mask_seconds: float = 30.0
     """As in stage one: a mask that took longer is the last of its image."""
@@ -62,7 +65,7 @@ class SemiAutomatic:
         predictor = Predictor(
             self._sam,
             image.size_hw,
-            embed(self._sam, image.pixels),
+            embed_batch(self._sam, [image.pixels], self._config.precision),
             stability_offset=filters.stability_score_offset,
         )
         boxes = self._boxes(predictor, drops)
@@ -75,7 +78,7 @@ class SemiAutomatic:
             boxes,
             filters,
             drops,
-            per_batch=self._config.boxes_per_batch,
+            prompts_per_batch=self._config.boxes_per_batch,
         )
         found = clean_small_regions(found, filters, drops)
         found = drop_whole_image(found, image.size_hw, filters.max_mask_area_fraction, drops)

@@ -38,15 +38,15 @@ class Axis:
     """Both bilinear steps along one axis."""
 
     def __init__(self, low_res: int, padded: int, size_input: int, size_orig: int) -> None:
-        to_square = _bilinear(low_res, padded)[:size_input]
-        self.matrix = _bilinear(size_input, size_orig) @ to_square
-        """(size_orig, cells); cells that lie in the padding are left out."""
-        read = self.matrix != 0
-        self.num_cells = int(torch.nonzero(read.any(dim=0))[-1]) + 1
-        self.matrix = self.matrix[:, : self.num_cells].contiguous()
-        weights = self.matrix.numpy() != 0
+        square = _enlarged(torch.eye(low_res), padded)[:, :size_input]
+        matrix = _enlarged(square, size_orig).T
+        weights = matrix.numpy() != 0
+        self.num_cells = int(np.flatnonzero(weights.any(axis=0))[-1]) + 1
+        """Cells further on lie in the padding."""
+        self.matrix = matrix[:, : self.num_cells].contiguous()
+        """(size_orig, cells)"""
         self._first_cell = weights.argmax(axis=1)
-        self._last_cell = self.num_cells - 1 - weights[:, ::-1].argmax(axis=1)
+        self._last_cell = weights.shape[1] - 1 - weights[:, ::-1].argmax(axis=1)
 
     def pixels(self, first_cell: int, last_cell: int) -> tuple[int, int]:
         """[start, stop) of the pixels that read any of these cells."""
@@ -132,8 +132,6 @@ class WindowedUpscale:
             yield x, (self._columns.matrix[x:stop, cells] @ by_cell[cells]).numpy()
 
 
-def _bilinear(size_in: int, size_out: int) -> Tensor:
-    """(size_out, size_in) weights of bilinear interpolation with half-pixel centres."""
-    unit = torch.eye(size_in)[None]
-    weights = torch.nn.functional.interpolate(unit, size_out, mode="linear", align_corners=False)
-    return weights[0].T.contiguous()
+def _enlarged(rows: Tensor, size: int) -> Tensor:
+    """(N, n) -> (N, size): bilinear interpolation with half-pixel centres, each row by itself."""
+    return torch.nn.functional.interpolate(rows[None], size, mode="linear", align_corners=False)[0]

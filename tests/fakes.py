@@ -150,6 +150,7 @@ class ColourDecoder:
     def __init__(self, sam: ColourSam, image_embedding: Tensor) -> None:
         self._sam, self._embedding = sam, image_embedding
 
+    @torch.inference_mode()
     def read(self, prompts: Prompts, *, multimask_output: bool) -> MaskPrediction:
         return self._sam.decode(self._embedding, prompts, multimask_output=multimask_output)
 

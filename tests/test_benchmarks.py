@@ -137,9 +137,12 @@ def test_generators_of_masks_are_compared(
     assert [line["generator"] for line in lines] == ["fp32", "bf16"]
     for line in lines:
         assert line["masks"] > 0
-        assert line["seconds"] > 0
-        assert line["stages"]["encode"]["floor_seconds"] > 0
-        assert line["stages"]["RLE"]["seconds"] > 0
+        for stage in ("encode", "prepare", "prompts to IoU", "masks"):
+            assert line["stages"][stage]["floor_seconds"] > 0
+        seconds = {name: cost["seconds"] for name, cost in line["stages"].items()}
+        assert min(seconds.values()) >= 0
+        assert sum(seconds.values()) - seconds["read"] == pytest.approx(line["seconds"], abs=0.02)
+    assert lines[1]["beside_fp32"]["agreement"]["0.5"]["found"] > 0
 
 
 @pytest.mark.ray

@@ -4,9 +4,11 @@ import torch
 from numpy.typing import NDArray
 
 from fakes import ColourSam, tiny_sam
+from model.checkpoint import load_checkpoint
+from model.prompt_encoder import Prompts
 from stages.base import Provenance, StageOutput
 from stages.crops import Crop
-from stages.filters import DropReason, Drops, FilterConfig
+from stages.filters import DropReason, Drops, FilterConfig, box_nms, mask_box
 from stages.fully_automatic import (
     FullyAutomatic,
     FullyAutomaticConfig,
@@ -14,7 +16,7 @@ from stages.fully_automatic import (
     confident_masks,
 )
 from stages.predictor import Image, Predictor, embed
-from stages.prompts import mask_iou
+from stages.prompts import mask_iou, point_grid
 from stages.records import Source, StageName
 from stages.rle import decode_rle, rle_area, rle_bbox
 
@@ -151,7 +153,7 @@ def test_masks_of_a_crop_lie_where_they_lie_in_the_image() -> None:
         points,
         FilterConfig(crop_edge_tolerance=-1),
         Drops(),
-        per_batch=64,
+        prompts_per_batch=64,
     )
     bar = (pixels == (60, 60, 250)).all(axis=2)
     bar[:, :100] = bar[:80] = False
@@ -171,7 +173,9 @@ def test_a_mask_cut_by_the_edge_of_its_crop_is_dropped() -> None:
     predictor = Predictor(sam, crop.size_hw, embed(sam, crop.cut(pixels)))  # type: ignore[arg-type]
     drops = Drops()
     points = np.float32([[60, 100], [140, 20]])  # the bar, which is cut; the green square
-    found = confident_masks(predictor, crop, (240, 320), points, FilterConfig(), drops, per_batch=1)
+    found = confident_masks(
+        predictor, crop, (240, 320), points, FilterConfig(), drops, prompts_per_batch=1
+    )
     assert drops[DropReason.CROP_EDGE] == 2  # green is cut at the top
     assert len(found) == 0
 
@@ -259,12 +263,47 @@ def test_a_misspelt_setting_is_refused() -> None:
         FullyAutomaticConfig.model_validate({"points_per_sides": 16})
 
 
-@pytest.mark.parametrize("batches", [{"points_per_batch": 5}, {"crops_per_batch": 3}])
-def test_batches_do_not_change_the_masks(batches: dict[str, int]) -> None:
+def test_crops_encoded_together_give_the_same_masks() -> None:
     config = FullyAutomaticConfig(points_per_side=4, crop_n_layers=1, filters=ANY_MASK)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     expected = run(pixels, config, tiny_sam())
-    found = run(pixels, config.model_copy(update=batches), tiny_sam())
+    found = run(pixels, config.model_copy(update={"crops_per_batch": 3}), tiny_sam())
     assert found.drops == expected.drops
     for one, other in zip(found.masks, expected.masks, strict=True):
         assert mask_iou(decode_rle(one.segmentation), decode_rle(other.segmentation)) > 0.99
+
+
+def test_masks_are_those_of_the_plain_way() -> None:
+    """Decode plainly, enlarge everything, cut, score, and only then remove duplicates."""
+    sam, pixels = load_checkpoint("sa-tiny").sam, scene((240, 320))
+    size_hw = (240, 320)
+    embedding = embed(sam, pixels)
+    predictor = Predictor(sam, size_hw, embedding, stability_offset=0.2)
+    points = point_grid(6, size_hw)
+    transform = predictor.transform
+    question = Prompts(
+        point_coords=transform.apply_coords(torch.from_numpy(points))[:, None],
+        point_labels=torch.ones(len(points), 1),
+    )
+    with torch.inference_mode():
+        answer = sam.decode(embedding, question, multimask_output=True)
+    logits = transform.upscale(answer.low_res_masks.flatten(0, 1)).numpy()
+    scores = answer.predicted_iou.flatten().numpy()
+    limit, stable = float(np.median(scores)), 0.5
+    inner, outer = ((logits > level).sum((1, 2)) for level in (0.2, -0.2))
+    kept = (scores > limit) & (inner >= stable * outer) & (logits > 0).any((1, 2))
+    masks, scores = logits[kept] > 0, scores[kept]
+    boxes = np.asarray([mask_box(mask) for mask in masks], dtype=np.float32)
+    expected = [masks[i] for i in box_nms(boxes, scores, 0.7)]
+    filters = FilterConfig(
+        pred_iou_thresh=limit,
+        stability_score_thresh=stable,
+        stability_score_offset=0.2,
+        min_mask_region_area=0,
+        max_mask_area_fraction=None,
+    )
+    config = FullyAutomaticConfig(points_per_side=6, crop_n_layers=0, filters=filters)
+    found = [decode_rle(mask.segmentation) for mask in run(pixels, config, sam).masks]
+    assert len(expected) > 3
+    assert len(found) == len(expected)
+    assert all(mask_iou(one, other) > 0.99 for one, other in zip(found, expected, strict=True))

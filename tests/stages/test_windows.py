@@ -11,7 +11,17 @@ from stages.windows import WindowedUpscale
 
 IMAGE_SIZE = 256
 LOW_RES = IMAGE_SIZE // 4
-SIZES = [(300, 200), (200, 300), (256, 256), (40, 50), (1, 1), (7, 900), (900, 7), (2000, 20)]
+SIZES = [
+    (300, 200),
+    (200, 300),
+    (256, 256),
+    (40, 50),
+    (1, 1),
+    (7, 900),
+    (900, 7),
+    (20_000, 200),
+    (20_000, 200),
+]
 
 
 @pytest.fixture(autouse=True)
