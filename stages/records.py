@@ -65,6 +65,8 @@ class Interaction(Record):
     """The model's own estimate of its answer; None after a brush, which asks no model."""
     answer: Rle
     """The mask after this action."""
+    stroke: Rle | None = None
+    """Every pixel a brush went over, whether it changed or not; None for the model's answers."""
 
 
 class MaskRecord(Record):
