@@ -10,10 +10,10 @@ it normalises the cell. So for every prompt
 holds exactly. `shared` (K, C) is the image's, the same for all prompts; `scale` (K,) is the product
 of the norms' inverse deviations; `columns` (R, K) are attention weights, and one more for every
 bias so far; `rows` (R, C) are linear in the tokens' values. A linear map of the channels passes
-through the sum: it is applied to `shared` once per image, and to the rows once per prompt. Subtracting the
-mean over the channels is such a map, and the variance is a quadratic form of the columns. So the
-cells themselves are never written down: not for the attention that reads them, not for the norms,
-not for the first upscaling layer.
+through the sum: it is applied to `shared` once per image, and to the rows once per prompt.
+Subtracting the mean over the channels is such a map, and the variance is a quadratic form of the
+columns. So the cells themselves are never written down: not for the attention that reads them, not
+for the norms, not for the first upscaling layer.
 
 Only the rounding differs from the plain decoder; tests/model/test_factored_decoder.py holds the two
 together. Masks are a step of their own: predicted IoU does not need them, and refuses most prompts.
