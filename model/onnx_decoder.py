@@ -70,7 +70,7 @@ def export_decoder(sam: Sam) -> bytes:
     with warnings.catch_warnings():
         # The exporter that follows it takes ten times as long for the same graph.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="Using len to get tensor shape")
         torch.onnx.export(
             OnnxDecoder(sam).cpu().eval(),
             example,
