@@ -125,7 +125,6 @@ def test_automatic_masks_are_the_papers() -> None:  # appendix B
     assert config.crop_n_layers == 2
     assert config.crop_n_points_downscale_factor == 2  # 32, 16 and 8 points a side
     assert config.crop_overlap_ratio == 512 / 1500  # of the code
-    assert config.points_per_batch == 64  # of the code
 
 
 def test_filters_are_the_papers() -> None:  # appendix B
