@@ -14,7 +14,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy -p model -p stages -p engine
+	$(VENV)/bin/mypy -p model -p stages -p engine -p web
 
 # The annotation page, into web/static; needs Node 20 and npm.
 ui: web/ui/node_modules/installed
