@@ -79,6 +79,10 @@ export class SaveQueue {
     void this.run();
   }
 
+  holds(taskId: Task["task_id"]): boolean {
+    return this.leases.has(taskId);
+  }
+
   letGo(taskId: Task["task_id"]): void {
     this.leases.delete(taskId);
   }

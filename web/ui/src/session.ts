@@ -58,19 +58,17 @@ export class MaskSession {
   }
 
   /** Takes up a saved mask where its log ends; the model is asked again for what the log lacks. */
-  static async resume(
-    saved: MaskPayload,
-    ...[id, size, upscale, ask, clock]: [string, Size, Upscale, Ask, () => number]
-  ): Promise<MaskSession> {
-    const session = new MaskSession(id, size, upscale, ask, clock, saved.seconds);
-    for (const logged of saved.interactions) {
-      const { kind, label, seconds } = logged;
-      const [action] =
-        kind === "brush"
-          ? [{ reply: null, stroke: logged.stroke ? decodeRle(logged.stroke) : EMPTY }]
-          : [{ reply: session.replyTo(await ask(session.promptWith(kind, logged.coords, label)), kind, logged.output), stroke: null }];
-      const mask = decodeRle(logged.answer);
-      session.history = push(session.history, { kind, coords: logged.coords, label, seconds, ...action, mask });
+  static async resume(saved: MaskPayload, session: MaskSession): Promise<MaskSession> {
+    for (const { kind, coords, label, seconds, output, stroke, answer } of saved.interactions) {
+      const action = { kind, coords, label, seconds, mask: decodeRle(answer) };
+      if (kind === "brush") {
+        const drawn = stroke ? decodeRle(stroke) : EMPTY;
+        session.history = push(session.history, { ...action, reply: null, stroke: drawn });
+      } else {
+        const said = await session.ask(session.promptWith(kind, coords, label));
+        const reply = session.replyTo(said, kind, output);
+        session.history = push(session.history, { ...action, reply, stroke: null });
+      }
     }
     return session;
   }
