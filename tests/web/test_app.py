@@ -5,61 +5,12 @@ import uuid
 from typing import Any
 
 import numpy as np
-import pytest
 from fastapi.testclient import TestClient
 
-from offices import HEADER, Office
+from offices import HEADER, SIDE, Office, claim, drawn, rle, save, submit
 from stages.records import ImageStatus, Source
-from stages.rle import encode_rle
 from web.accounts import Role
 from web.app import MAX_BODY_BYTES, create_app
-
-SIDE = 64
-
-
-def rle(y0: int = 5, x0: int = 5, y1: int = 30, x1: int = 30) -> dict[str, Any]:
-    mask = np.zeros((SIDE, SIDE), dtype=bool)
-    mask[y0:y1, x0:x1] = True
-    return encode_rle(mask).model_dump(mode="json")
-
-
-def drawn(**changes: Any) -> dict[str, Any]:
-    click = {
-        "kind": "point",
-        "coords": [12.0, 14.0],
-        "label": 1,
-        "output": 0,
-        "seconds": 1.5,
-        "predicted_iou": 0.8,
-        "answer": rle(),
-    }
-    mask = {
-        "segmentation": rle(),
-        "predicted_iou": 0.8,
-        "stability_score": 0.9,
-        "seconds": 2.5,
-        "interactions": [click],
-    }
-    return mask | changes
-
-
-def claim(client: TestClient) -> dict[str, Any]:
-    answer = client.post("/api/tasks/claim")
-    assert answer.status_code == 200, answer.text
-    task: dict[str, Any] = answer.json()
-    return task
-
-
-def save(
-    client: TestClient, task: dict[str, Any], mask: dict[str, Any], mask_id: str | None = None
-) -> int:
-    url = f"/api/tasks/{task['task_id']}/masks/{mask_id or uuid.uuid4().hex}"
-    return client.put(url, json={"lease": task["lease"], "mask": mask}).status_code
-
-
-def submit(client: TestClient, task: dict[str, Any], seconds: float = 9.0) -> int:
-    body = {"lease": task["lease"], "seconds": seconds}
-    return client.post(f"/api/tasks/{task['task_id']}/submit", json=body).status_code
 
 
 def test_what_people_draw_goes_into_the_shards_and_the_run_goes_on(office: Office) -> None:

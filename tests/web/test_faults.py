@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 import web.desk
-from offices import HEADER, PEOPLE, Office, leave, open_office
-from test_app import claim, drawn, save, submit
+from offices import HEADER, PEOPLE, Office, claim, drawn, leave, open_office, save, submit
 from tiny_runs import MANUAL, TinyRun
 from web.accounts import Role
 from web.desk import Desk
@@ -48,20 +47,21 @@ def free_port() -> int:
 def test_a_killed_server_loses_no_accepted_mask(office: Office) -> None:
     port = free_port()
     token = office.accounts.add("Ada", Role.ANNOTATOR)
+    url = f"http://127.0.0.1:{port}"
     server = start_server(office, port)
     try:
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=HEADER, timeout=60)
-        assert client.post("/api/login", json={"token": token}).status_code == 204
-        task = claim(client)  # type: ignore[arg-type]
-        assert save(client, task, drawn()) == 204  # type: ignore[arg-type]
-        server.send_signal(signal.SIGKILL)
-        server.wait(10)
-        with pytest.raises(httpx.TransportError):
-            save(client, task, drawn())  # type: ignore[arg-type]
-        server = start_server(office, port)
-        assert save(client, task, drawn()) == 204  # type: ignore[arg-type]
-        assert submit(client, task) == 204  # type: ignore[arg-type]
-        assert submit(client, claim(client)) == 204  # type: ignore[arg-type]
+        with httpx.Client(base_url=url, headers=HEADER, timeout=60) as client:
+            assert client.post("/api/login", json={"token": token}).status_code == 204
+            task = claim(client)
+            assert save(client, task, drawn()) == 204
+            server.send_signal(signal.SIGKILL)
+            server.wait(10)
+            with pytest.raises(httpx.TransportError):
+                save(client, task, drawn())
+            server = start_server(office, port)
+            assert save(client, task, drawn()) == 204
+            assert submit(client, task) == 204
+            assert submit(client, claim(client)) == 204
     finally:
         server.kill()
         server.wait(10)
@@ -89,8 +89,8 @@ def test_many_at_once_never_hold_one_task(tmp_path: Path) -> None:
     office = open_office(TinyRun(tmp_path, [MANUAL | PEOPLE | {"retrain": False}], 24))
     try:
 
-        def annotate(number: int) -> list[int]:
-            client, done = office.client(f"annotator {number}"), []
+        def annotate(client: httpx.Client) -> list[int]:
+            done = []
             while (answer := client.post("/api/tasks/claim")).status_code == 200:
                 task = answer.json()
                 assert save(client, task, drawn()) == 204
@@ -98,8 +98,9 @@ def test_many_at_once_never_hold_one_task(tmp_path: Path) -> None:
                 done.append(task["image_id"])
             return done
 
+        clients = [office.client(f"annotator {number}") for number in range(8)]
         with ThreadPoolExecutor(8) as pool:
-            done = [image_id for mine in pool.map(annotate, range(8)) for image_id in mine]
+            done = [image_id for mine in pool.map(annotate, clients) for image_id in mine]
         assert len(done) == len(set(done)) == 24
         office.finish()
         assert all(len(record.masks) == 1 for record in office.run.records(0))
