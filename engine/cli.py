@@ -353,7 +353,7 @@ def annotate(
 ) -> None:
     """Serve the page on which people answer the round that waits for them.
 
-    Example: sa-engine annotators add runs/mine Ada && sa-engine annotate runs/mine
+    Example: sa-engine annotate runs/mine --port 8080
     """
     from engine.store import open_store
     from web.serve import serve
@@ -362,7 +362,10 @@ def annotate(
     serve(open_store(folder), host=host, port=port)
 
 
-annotators = typer.Typer(help="Who may annotate a run.", no_args_is_help=True)
+annotators = typer.Typer(
+    help="Who may annotate a run.\n\nExample: sa-engine annotators add runs/mine Ada",
+    no_args_is_help=True,
+)
 app.add_typer(annotators, name="annotators")
 AnnotatorName = Annotated[str, typer.Argument(metavar="NAME", help="How masks will name them.")]
 
