@@ -125,8 +125,9 @@ export class Api {
     await this.send("POST", `${taskPath(task.task_id)}/skip`, { lease: task.lease, seconds, reason });
   }
 
+  /** Also sent to its end while the page goes away. */
   async release(task: Task): Promise<void> {
-    await this.send("POST", `${taskPath(task.task_id)}/release`, { lease: task.lease });
+    await this.send("POST", `${taskPath(task.task_id)}/release`, { lease: task.lease }, true);
   }
 
   async image(imageId: Task["image_id"]): Promise<Blob> {
@@ -147,11 +148,12 @@ export class Api {
     };
   }
 
-  private async send(method: string, path: string, body?: unknown): Promise<Response> {
+  private async send(method: string, path: string, body?: unknown, keepalive = false): Promise<Response> {
     let response: Response;
     try {
       response = await fetch(path, {
         method,
+        keepalive,
         credentials: "same-origin",
         headers:
           method === "GET" ? {} : { "X-SA-Engine": "1", "Content-Type": "application/json" },

@@ -63,6 +63,11 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
   const [dialog, setDialog] = useState<"keys" | "skip" | null>(null);
   const control = useRef<CanvasControl | null>(null);
   useEffect(() => workspace.subscribe(() => show(undefined)), [workspace]);
+  useEffect(() => {
+    const onGone = (): void => workspace.abandon();
+    window.addEventListener("pagehide", onGone);
+    return () => window.removeEventListener("pagehide", onGone);
+  }, [workspace]);
 
   function run(command: Command, isShift = false): void {
     if (command === "help") return setDialog("keys");

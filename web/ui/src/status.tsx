@@ -22,12 +22,12 @@ export function Header(props: { workspace: Workspace; onLeave: () => void }) {
   );
 }
 
-function ProgressLine(props: { open: number; leased: number; submitted: number; given_up: number; masks: number }) {
+function ProgressLine(props: { open: number; leased: number; submitted: number; given_up: number }) {
   const all = props.open + props.leased + props.submitted + props.given_up;
   return (
     <span class="progress">
       <progress value={props.submitted} max={Math.max(all, 1)} aria-label="Images submitted" />
-      {props.submitted} of {all} images, {props.masks} masks
+      {props.submitted} of {all} images
     </span>
   );
 }

@@ -55,7 +55,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           label="Redo"
           keys="Control+Shift+Z"
           text="Redo"
-          hint="⇧^Z"
+          hint="^⇧Z"
           disabled={!workspace.session?.canRedo}
           onClick={() => run("redo")}
         />

@@ -128,6 +128,11 @@ export class Workspace {
     return true;
   }
 
+  /** The page goes away: whoever comes next, most likely this page again, need not wait for the lease. */
+  abandon(): void {
+    if (this.task && this.phase === "working" && !this.stopped) void this.api.release(this.task).catch(() => {});
+  }
+
   get size(): Size {
     return { width: this.task?.width ?? 1, height: this.task?.height ?? 1 };
   }
@@ -420,7 +425,16 @@ export class Workspace {
         continue;
       }
       if (this.stopped) return;
-      if (task) return this.take(task);
+      if (task) {
+        try {
+          return await this.take(task);
+        } catch (error) {
+          console.error(error);
+          this.say(`This image cannot be opened: ${textOf(error)}`, true);
+          await this.sleep(POLL_MILLISECONDS);
+          continue;
+        }
+      }
       this.forgetTask();
       this.phase = "waiting";
       this.say("Nothing is left to annotate now. This page looks again every 5 s.");
@@ -445,7 +459,7 @@ export class Workspace {
     this.clock = new ActiveClock();
     this.upscale = new Upscale(this.size, task.image_size);
     this.locked = task.prefilled.map(({ id, segmentation }) => ({ id: String(id), mask: decodeRle(segmentation) }));
-    this.flagged = new Set(task.flagged.map(String));
+    this.flagged = new Set((task.flagged ?? []).map(String));
     this.nextColour = 0;
     this.lastDeleted = null;
     this.accepted = task.masks.map(({ mask_id, mask }) => this.asAccepted(mask_id, mask));
