@@ -55,6 +55,8 @@ class TaskResult(Record):
     submission: Submission | None
     """None when the task was given up."""
     error: str
+    owner: str = ""
+    """Who held it last."""
 
 
 _METADATA = sa.MetaData()
@@ -284,7 +286,9 @@ class TaskQueue:
     def results(self, round_index: int, image_ids: Sequence[int]) -> dict[int, TaskResult]:
         """Of those of these images whose tasks have ended."""
         ended = _TASKS.c.state.in_((TaskState.SUBMITTED, TaskState.GIVEN_UP))
-        query = sa.select(_TASKS.c.image_id, _TASKS.c.submission, _TASKS.c.error).where(
+        query = sa.select(
+            _TASKS.c.image_id, _TASKS.c.submission, _TASKS.c.owner, _TASKS.c.error
+        ).where(
             _TASKS.c.round == round_index,
             _TASKS.c.image_id.in_([int(image_id) for image_id in image_ids]),
             ended,
@@ -295,6 +299,7 @@ class TaskQueue:
             row.image_id: TaskResult(
                 image_id=row.image_id,
                 submission=row.submission and Submission.model_validate_json(row.submission),
+                owner=row.owner,
                 error=row.error,
             )
             for row in rows

@@ -108,6 +108,8 @@ class Submission(Record):
     """Otherwise skipped or unreadable."""
     error: str = ""
     """Why the status is not ok; empty when it is."""
+    flagged: tuple[int, ...] = ()
+    """Ids of prefilled masks that are wrong: they are dropped, and counted."""
 
 
 class ImageRecord(Record):

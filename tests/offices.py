@@ -68,7 +68,7 @@ def open_office(run: TinyRun) -> Office:
     while time.monotonic() < deadline and not errors:
         try:
             desk = Desk(run.store)
-            if desk.counts().left:
+            if desk.tasks_left():
                 url = tasks_url(run.store, run.config)
                 return Office(run, thread, errors, desk, Accounts(url, clock=time.time))
         except Exception:  # the run has not come so far

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
 
 from engine.errors import EngineError, StaleLeaseError, StorageError, UnreadableImageError
-from engine.tasks import Lease, TaskCounts
+from engine.tasks import Lease
 from stages.records import Record, StageName
 from web.accounts import SESSION_SECONDS, Account, Accounts
-from web.desk import Desk, DraftMask, InvalidMaskError, Task
+from web.desk import Desk, DraftMask, InvalidMaskError, Progress, Task
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,10 @@ class Held(Record):
 
 class SaveMask(Held):
     mask: DraftMask
+
+
+class Flag(Held):
+    flagged: bool
 
 
 class Submit(Held):
@@ -185,6 +189,10 @@ def create_app(desk: Desk, accounts: Accounts, *, secure_cookies: bool = False) 
     def delete(task_id: TaskId, mask_id: MaskId, body: Held, somebody: Somebody) -> None:
         desk.delete(held(task_id, body.lease, somebody), mask_id)
 
+    @app.put("/api/tasks/{task_id}/flags/{prefilled_id}", status_code=204)
+    def flag(task_id: TaskId, prefilled_id: ImageId, body: Flag, somebody: Somebody) -> None:
+        desk.flag(held(task_id, body.lease, somebody), prefilled_id, body.flagged)
+
     @app.post("/api/tasks/{task_id}/submit", status_code=204)
     def submit(task_id: TaskId, body: Submit, somebody: Somebody) -> None:
         desk.submit(held(task_id, body.lease, somebody), body.seconds)
@@ -198,8 +206,8 @@ def create_app(desk: Desk, accounts: Accounts, *, secure_cookies: bool = False) 
         desk.release(held(task_id, body.lease, somebody))
 
     @app.get("/api/progress")
-    def progress(somebody: Somebody) -> TaskCounts:
-        return desk.counts()
+    def progress(somebody: Somebody) -> Progress:
+        return desk.progress()
 
     @app.get("/api/images/{image_id}")
     def image(image_id: ImageId, somebody: Somebody) -> Response:

@@ -6,9 +6,12 @@ drafts of a task into its answer.
 """
 
 import io
+import json
 import threading
+import time
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,7 +30,7 @@ from engine.rounds import load_outcome
 from engine.run import open_queue
 from engine.shards import read_record
 from engine.store import Store
-from engine.tasks import Lease, TaskCounts
+from engine.tasks import Lease
 from model.onnx_decoder import INPUTS, export_decoder
 from stages.records import (
     ImageStatus,
@@ -43,6 +46,9 @@ from stages.rle import rle_area, rle_bbox, uncompressed_counts
 
 JPEG_QUALITY = 92
 MAX_INTERACTIONS = 2000
+PROGRESS_SECONDS = 5.0
+FLAGS = "flags"
+"""Draft of the prefilled masks that are wrong; every other draft is a mask."""
 LEASE_SECONDS = 120.0
 """Of a person's task, renewed by the page while it is open."""
 
@@ -88,7 +94,31 @@ class Task(Record):
     embedding_shape: tuple[int, int, int]
     checkpoint: str
     prefilled: tuple[Prefilled, ...]
+    flagged: tuple[int, ...]
+    """Prefilled ones that an annotator has called wrong."""
     masks: tuple[SavedMask, ...]
+
+
+class Work(Record):
+    """What was handed in, of a round or of one annotator."""
+
+    images: int
+    masks: int
+    seconds_per_mask: float
+    """All time on the images over all masks; 0 without masks."""
+
+
+class AnnotatorWork(Work):
+    name: str
+
+
+class Progress(Work):
+    open: int
+    leased: int
+    submitted: int
+    given_up: int
+    masks_per_image: float
+    by_annotator: tuple[AnnotatorWork, ...]
 
 
 @dataclass(frozen=True)
@@ -109,6 +139,9 @@ class Desk:
         self.queue = open_queue(store, self.config, lease_seconds=LEASE_SECONDS)
         self._corpus = Corpus(store)
         self._deciding = threading.Lock()
+        self._clock = time.monotonic
+        self._progress: Progress | None = None
+        self._progress_at = -np.inf
 
     @cached_property
     def round(self) -> OpenRound:
@@ -152,8 +185,8 @@ class Desk:
     def delete(self, lease: Lease, mask_id: str) -> None:
         self.queue.delete_draft(lease, mask_id)
 
-    def counts(self) -> TaskCounts:
-        return self.queue.counts(self.round.index)
+    def tasks_left(self) -> int:
+        return self.queue.counts(self.round.index).left
 
     def save(self, lease: Lease, mask_id: str, mask: DraftMask) -> None:
         """
@@ -175,7 +208,8 @@ class Desk:
         masks = tuple(
             self._record(number, saved) for number, saved in enumerate(self.saved(lease.task_id))
         )
-        self.queue.submit(lease, Submission(masks=masks, seconds=seconds))
+        flagged = self.flagged(lease.task_id)
+        self.queue.submit(lease, Submission(masks=masks, seconds=seconds, flagged=flagged))
 
     def skip(self, lease: Lease, seconds: float, reason: str) -> None:
         submission = Submission(seconds=seconds, status=ImageStatus.SKIPPED, error=reason)
@@ -189,6 +223,48 @@ class Desk:
                 mask=DraftMask.model_validate_json(draft.content),
             )
             for draft in self.queue.drafts(task_id)
+            if draft.draft_id != FLAGS
+        )
+
+    def flag(self, lease: Lease, prefilled_id: int, wrong: bool) -> None:
+        """Call a prefilled mask wrong, or right again."""
+        with self._deciding:
+            before = set(self.flagged(lease.task_id))
+            after = before | {prefilled_id} if wrong else before - {prefilled_id}
+            self.queue.save_draft(lease, FLAGS, json.dumps(sorted(after)))
+
+    def flagged(self, task_id: int) -> tuple[int, ...]:
+        drafts = self.queue.drafts(task_id)
+        return next((tuple(json.loads(d.content)) for d in drafts if d.draft_id == FLAGS), ())
+
+    def progress(self) -> Progress:
+        """Read anew every few seconds at most, however many look."""
+        with self._deciding:
+            if self._clock() - self._progress_at > PROGRESS_SECONDS:
+                self._progress, self._progress_at = self._count(), self._clock()
+            assert self._progress is not None
+            return self._progress
+
+    def _count(self) -> Progress:
+        index = self.round.index
+        results = self.queue.results(index, self.round.plan.image_ids.tolist()).values()
+        handed_in = [result for result in results if result.submission is not None]
+        by_name: dict[str, list[Submission]] = {}
+        for result in handed_in:
+            assert result.submission is not None
+            by_name.setdefault(result.owner, []).append(result.submission)
+        every = [submission for mine in by_name.values() for submission in mine]
+        counts = self.queue.counts(index)
+        return Progress(
+            **_work(every),
+            open=counts.open,
+            leased=counts.leased,
+            submitted=counts.submitted,
+            given_up=counts.given_up,
+            masks_per_image=sum(len(s.masks) for s in every) / max(len(every), 1),
+            by_annotator=tuple(
+                AnnotatorWork(name=name, **_work(mine)) for name, mine in sorted(by_name.items())
+            ),
         )
 
     # Images
@@ -290,6 +366,7 @@ class Desk:
             embedding_shape=(config.embed_dim, config.embedding_size, config.embedding_size),
             checkpoint=self.round.checkpoint,
             prefilled=self._prefilled(lease.image_id),
+            flagged=self.flagged(lease.task_id),
             masks=self.saved(lease.task_id),
         )
 
@@ -349,3 +426,13 @@ def check_rle(rle: Rle, size_hw: tuple[int, int]) -> None:
 def _rles_of(mask: DraftMask) -> list[Rle]:
     strokes = [action.stroke for action in mask.interactions if action.stroke is not None]
     return [mask.segmentation, *(action.answer for action in mask.interactions), *strokes]
+
+
+def _work(submissions: list[Submission]) -> dict[str, Any]:
+    masks = sum(len(submission.masks) for submission in submissions)
+    seconds = sum(submission.seconds for submission in submissions)
+    return {
+        "images": len(submissions),
+        "masks": masks,
+        "seconds_per_mask": seconds / masks if masks else 0.0,
+    }

@@ -83,14 +83,25 @@ def test_a_prefilled_round_shows_what_the_model_drew(semi_office: Office) -> Non
     tasks = [claim(client), claim(client)]
     assert {task["stage"] for task in tasks} == {"semi_automatic"}
     shown = {task["image_id"]: len(task["prefilled"]) for task in tasks}
-    assert sum(shown.values()) > 0
+    first = max(tasks, key=lambda task: len(task["prefilled"]))
+    url = f"/api/tasks/{first['task_id']}/flags/{first['prefilled'][0]['id']}"
+    for flagged in (True, False, True):
+        body = {"lease": first["lease"], "flagged": flagged}
+        assert client.put(url, json=body).status_code == 204
     for task in tasks:
         assert save(client, task, drawn()) == 204
         assert submit(client, task) == 204
+    progress = client.get("/api/progress").json()
+    assert (progress["submitted"], progress["masks"], progress["open"]) == (2, 2, 0)
+    assert progress["by_annotator"] == [
+        {"name": "Ada", "images": 2, "masks": 2, "seconds_per_mask": 9.0}
+    ]
     semi_office.finish()
     for record in semi_office.run.records(1):
         sources = [mask.source for mask in record.masks]
-        assert sources == [Source.PREFILLED] * shown[record.image_id] + [Source.ANNOTATED]
+        left = shown[record.image_id] - (record.image_id == first["image_id"])
+        assert sources == [Source.PREFILLED] * left + [Source.ANNOTATED]
+        assert record.drops.get("flagged", 0) == shown[record.image_id] - left
         assert [mask.id for mask in record.masks] == list(range(len(sources)))
 
 
@@ -122,12 +133,18 @@ def test_image_embedding_and_decoder_are_what_the_page_needs(office: Office) -> 
 def test_nothing_but_the_sign_in_answers_without_a_session(office: Office) -> None:
     app = create_app(office.desk, office.accounts)
     stranger = TestClient(app, headers=HEADER)
-    body: dict[str, Any] = {"lease": "x", "seconds": 1, "reason": "x", "mask": drawn()}
+    body: dict[str, Any] = {
+        "lease": "x",
+        "seconds": 1,
+        "reason": "x",
+        "flagged": True,
+        "mask": drawn(),
+    }
     for route in app.routes:
         path = getattr(route, "path", "")
         if not path.startswith("/api/") or path == "/api/login" or path == "/api/logout":
             continue
-        url = path.format(task_id=1, image_id=0, mask_id="0" * 32)
+        url = path.format(task_id=1, image_id=0, mask_id="0" * 32, prefilled_id=0)
         for method in route.methods:  # type: ignore[attr-defined]
             answer = stranger.request(method, url, json=None if method == "GET" else body)
             assert answer.status_code == 401, f"{method} {url}: {answer.status_code}"
