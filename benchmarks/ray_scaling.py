@@ -43,7 +43,7 @@ from stages.records import StageName
 HEADER = PlanHeader(round=0, stage=StageName.FULLY_AUTOMATIC, config_sha256="", checkpoint="")
 ROUND = round_folder(HEADER.round, HEADER.stage)
 PROVENANCE = Provenance(round=0, checkpoint="")
-# The thresholds of the shipped checkpoint, as in configs/demo.yaml.
+# Low thresholds, for a checkpoint that is unsure of itself.
 STAGE = FullyAutomaticConfig(
     crop_n_layers=0,
     filters=FilterConfig(
