@@ -56,8 +56,8 @@ export interface Progress {
   submitted: number;
   given_up: number;
   masks: number;
-  seconds_per_mask: number | null;
-  masks_per_image: number | null;
+  /** 0 without masks. */
+  seconds_per_mask: number;
 }
 
 /** The server said no. */

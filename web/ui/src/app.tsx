@@ -96,7 +96,7 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
     };
     const onInput = (): void => workspace.input();
     const onLeave = (event: BeforeUnloadEvent): void => {
-      if (workspace.saves.count > 0) event.preventDefault();
+      if (workspace.saves.count > 0 || workspace.hasDraft) event.preventDefault();
     };
     window.addEventListener("keydown", onKeyDown);
     window.addEventListener("keyup", onKeyUp);

@@ -315,17 +315,19 @@ export function ImageCanvas(props: { workspace: Workspace; onControl: (control: 
   );
 }
 
-/** Bottom to top: locked masks, then accepted ones; the one that is taken up again is left out. */
+/** Bottom to top: locked masks, flagged ones, accepted ones but for the one that is taken up; small over large. */
 function layerMasks(workspace: Workspace): LayerMask[] {
-  const locked = workspace.locked.map(({ id, mask }) => {
-    const colour = workspace.flagged.has(id) ? FLAGGED : LOCKED;
-    return { key: `locked ${id}`, mask, colour, striped: true };
-  });
+  const bySize = (a: LayerMask, b: LayerMask): number => b.mask.bits.length - a.mask.bits.length;
+  const locked = (isFlagged: boolean): LayerMask[] =>
+    workspace.locked
+      .filter(({ id }) => workspace.flagged.has(id) === isFlagged)
+      .map(({ id, mask }) => ({ key: `locked ${id}`, mask, colour: isFlagged ? FLAGGED : LOCKED, striped: true }))
+      .sort(bySize);
   const accepted = workspace.accepted
     .filter(({ id }) => id !== workspace.editing)
     .map(({ id, mask, colour }) => ({ key: id, mask, colour: colourOf(colour), striped: false }))
-    .sort((a, b) => b.mask.bits.length - a.mask.bits.length);
-  return [...locked, ...accepted];
+    .sort(bySize);
+  return [...locked(false), ...locked(true), ...accepted];
 }
 
 /** How far a place lies beyond the canvas, or within 20 pixels of its edge. */

@@ -42,9 +42,9 @@ export function SkipDialog(props: { onClose: () => void; onSkip: (reason: string
       <form onSubmit={skip}>
         <fieldset>
           <legend>Why?</legend>
-          {REASONS.map((text) => (
+          {REASONS.map((text, index) => (
             <label key={text}>
-              <input type="radio" name="reason" checked={reason === text} onChange={() => setReason(text)} />
+              <input type="radio" name="reason" autofocus={index === 0} checked={reason === text} onChange={() => setReason(text)} />
               {text}
             </label>
           ))}

@@ -2,9 +2,9 @@
  * What was accepted is sent at once, and again until the server has it.
  *
  * Changes wait in the order they were made; a newer one to the same mask takes the older one's
- * place. They are also kept in the browser's storage, so a page that is closed while the server is
- * away sends them when the task is taken up again. A change needs the lease of its task: when the
- * task has passed on, its changes stay until the same task comes back.
+ * place. They are also kept in the browser's storage, one entry for each task, so a page that is
+ * closed while the server is away sends them when the task is taken up again. A change needs the
+ * lease of its task: when the task has passed on, its changes stay until the same task comes back.
  */
 
 import { type MaskPayload, Refused, type Task, Unreached } from "./api";
@@ -40,22 +40,15 @@ const KEPT_MILLISECONDS = 7 * 24 * 3600 * 1000;
 export class SaveQueue {
   private waiting: Waiting[] = [];
   private readonly leases = new Map<Task["task_id"], string>();
+  private readonly storageKeys = new Map<Task["task_id"], string>();
   private running = false;
   private signedOut = false;
 
   constructor(
     private readonly hooks: SavingHooks,
     private readonly storage: Pick<Storage, "getItem" | "setItem" | "removeItem"> | null,
-    private readonly storageKey: string,
-  ) {
-    const oldest = hooks.now() - KEPT_MILLISECONDS;
-    try {
-      const kept: Waiting[] = JSON.parse(storage?.getItem(storageKey) ?? "[]");
-      this.waiting = kept.filter((waiting) => waiting.made > oldest);
-    } catch {
-      this.waiting = [];
-    }
-  }
+    private readonly prefix: string,
+  ) {}
 
   /** Changes of a task that the server does not have yet. */
   of(taskId: Task["task_id"]): Change[] {
@@ -69,13 +62,16 @@ export class SaveQueue {
   add(taskId: Task["task_id"], change: Change): void {
     this.waiting = this.waiting.filter((old) => !(old.taskId === taskId && sameTarget(old.change, change)));
     this.waiting.push({ taskId, change, made: this.hooks.now() });
-    this.keep();
+    this.keep(taskId);
     void this.run();
   }
 
-  /** The task is held under this lease now. */
-  hold(taskId: Task["task_id"], lease: string): void {
-    this.leases.set(taskId, lease);
+  /** The task is held under its lease now. What an earlier page could not send is taken up. */
+  hold({ task_id, lease, file_name }: Pick<Task, "task_id" | "lease" | "file_name">): void {
+    this.leases.set(task_id, lease);
+    const key = `${this.prefix}:${task_id}:${file_name}`;
+    this.storageKeys.set(task_id, key);
+    if (this.of(task_id).length === 0) this.waiting.push(...this.kept(key));
     void this.run();
   }
 
@@ -132,17 +128,29 @@ export class SaveQueue {
   /** Unless a newer change has taken its place meanwhile. */
   private drop(done: Waiting): void {
     this.waiting = this.waiting.filter((waiting) => waiting !== done);
-    this.keep();
+    this.keep(done.taskId);
   }
 
-  private keep(): void {
+  private keep(taskId: Task["task_id"]): void {
+    const key = this.storageKeys.get(taskId);
+    const mine = this.waiting.filter((waiting) => waiting.taskId === taskId);
     try {
-      if (this.waiting.length) this.storage?.setItem(this.storageKey, JSON.stringify(this.waiting));
-      else this.storage?.removeItem(this.storageKey);
+      if (key && mine.length) this.storage?.setItem(key, JSON.stringify(mine));
+      else if (key) this.storage?.removeItem(key);
     } catch (error) {
       console.warn("the browser's storage is full; changes wait in this page alone", error);
     }
     this.hooks.changed();
+  }
+
+  private kept(key: string): Waiting[] {
+    const oldest = this.hooks.now() - KEPT_MILLISECONDS;
+    try {
+      const kept: Waiting[] = JSON.parse(this.storage?.getItem(key) ?? "[]");
+      return kept.filter((waiting) => waiting.made > oldest);
+    } catch {
+      return [];
+    }
   }
 }
 

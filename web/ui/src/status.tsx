@@ -1,4 +1,5 @@
 import { useEffect, useState } from "preact/hooks";
+import type { Progress } from "./api";
 import type { Workspace } from "./workspace";
 
 export function Header(props: { workspace: Workspace; onLeave: () => void }) {
@@ -22,12 +23,14 @@ export function Header(props: { workspace: Workspace; onLeave: () => void }) {
   );
 }
 
-function ProgressLine(props: { open: number; leased: number; submitted: number; given_up: number }) {
-  const all = props.open + props.leased + props.submitted + props.given_up;
+function ProgressLine(progress: Progress) {
+  const { submitted, masks, seconds_per_mask: seconds } = progress;
+  const all = progress.open + progress.leased + submitted + progress.given_up;
   return (
     <span class="progress">
-      <progress value={props.submitted} max={Math.max(all, 1)} aria-label="Images submitted" />
-      {props.submitted} of {all} images
+      <progress value={submitted} max={Math.max(all, 1)} aria-label="Images submitted" />
+      {submitted} of {all} images, {masks} masks
+      {seconds > 0 && ` of ${seconds.toFixed(1)} s`}
     </span>
   );
 }

@@ -444,7 +444,7 @@ export class Workspace {
 
   private async take(task: Task): Promise<void> {
     this.decoder.open(task);
-    this.saves.hold(task.task_id, task.lease);
+    this.saves.hold(task);
     this.renewSoon((task.expires_in * 1000) / 3, task);
     let image: ImageBitmap | null = null;
     let trouble = "";
@@ -459,7 +459,7 @@ export class Workspace {
     this.clock = new ActiveClock();
     this.upscale = new Upscale(this.size, task.image_size);
     this.locked = task.prefilled.map(({ id, segmentation }) => ({ id: String(id), mask: decodeRle(segmentation) }));
-    this.flagged = new Set((task.flagged ?? []).map(String));
+    this.flagged = new Set(task.flagged.map(String));
     this.nextColour = 0;
     this.lastDeleted = null;
     this.accepted = task.masks.map(({ mask_id, mask }) => this.asAccepted(mask_id, mask));

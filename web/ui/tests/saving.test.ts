@@ -3,13 +3,14 @@ import { type MaskPayload, Refused, Unreached } from "../src/api";
 import { type Change, SaveQueue, type SavingHooks } from "../src/saving";
 
 const MASK = { seconds: 1 } as MaskPayload;
+const task = (task_id: string, lease: string) => ({ task_id, lease, file_name: `${task_id}.jpg` });
 const save = (id: string, mask = MASK): Change => ({ kind: "save", id, mask });
 
 class Storage {
-  text: string | null = null;
-  getItem = (): string | null => this.text;
-  setItem = (_key: string, text: string): void => void (this.text = text);
-  removeItem = (): void => void (this.text = null);
+  items = new Map<string, string>();
+  getItem = (key: string): string | null => this.items.get(key) ?? null;
+  setItem = (key: string, text: string): void => void this.items.set(key, text);
+  removeItem = (key: string): void => void this.items.delete(key);
 }
 
 /** A server that answers each request as the test says. */
@@ -37,7 +38,7 @@ const settled = (): Promise<void> => new Promise((resolve) => setTimeout(resolve
 
 test("changes are sent at once, in order", async () => {
   const { queue, sent } = desk();
-  queue.hold("t", "l");
+  queue.hold(task("t", "l"));
   queue.add("t", save("a"));
   queue.add("t", { kind: "flag", id: "a", flagged: true });
   queue.add("t", { kind: "delete", id: "b" });
@@ -50,7 +51,7 @@ test("changes are sent at once, in order", async () => {
 test("while the server is away a change is tried again, ever less often, and counts as unsaved", async () => {
   const { queue, sent, answers, sleeps } = desk();
   answers.push(...Array.from({ length: 7 }, () => new Unreached("away")));
-  queue.hold("t", "l");
+  queue.hold(task("t", "l"));
   queue.add("t", save("a"));
   await settled();
   expect(sent.length).toBe(8);
@@ -60,7 +61,7 @@ test("while the server is away a change is tried again, ever less often, and cou
 
 test("a newer change takes the older one's place, also while that is on its way", async () => {
   const { queue, sent } = desk();
-  queue.hold("t", "l");
+  queue.hold(task("t", "l"));
   queue.add("t", save("a"));
   queue.add("t", { kind: "delete", id: "a" });
   await settled();
@@ -70,15 +71,15 @@ test("a newer change takes the older one's place, also while that is on its way"
 test("a stale lease keeps the changes until the same task is held again", async () => {
   const { queue, sent, events, answers } = desk();
   answers.push(new Refused(409, "stale"));
-  queue.hold("t", "old");
+  queue.hold(task("t", "old"));
   queue.add("t", save("a"));
   await settled();
   expect(events).toEqual(["passed on t"]);
-  queue.hold("other", "l");
+  queue.hold(task("other", "l"));
   queue.add("other", save("b"));
   await settled();
   expect(queue.of("t").length).toBe(1);
-  queue.hold("t", "new");
+  queue.hold(task("t", "new"));
   await settled();
   expect(sent).toEqual(["t old save a", "other l save b", "t new save a"]);
 });
@@ -86,7 +87,7 @@ test("a stale lease keeps the changes until the same task is held again", async 
 test("signed out, changes wait for the next sign-in", async () => {
   const { queue, sent, answers } = desk();
   answers.push(new Refused(401, "who?"));
-  queue.hold("t", "l");
+  queue.hold(task("t", "l"));
   queue.add("t", save("a"));
   queue.add("t", save("b"));
   await settled();
@@ -99,7 +100,7 @@ test("signed out, changes wait for the next sign-in", async () => {
 test("what the server will never take is said and not tried again", async () => {
   const { queue, sent, events, answers } = desk();
   answers.push(new Refused(422, "too small"));
-  queue.hold("t", "l");
+  queue.hold(task("t", "l"));
   queue.add("t", save("a"));
   queue.add("t", save("b"));
   await settled();
@@ -110,12 +111,17 @@ test("what the server will never take is said and not tried again", async () => 
 test("a page that was closed sends its changes when the task comes back", async () => {
   const storage = new Storage();
   const before = desk(storage);
-  before.queue.add("t", save("a")); // no lease: never sent
+  before.answers.push(new Refused(401, "who?"));
+  before.queue.hold(task("t", "l"));
+  before.queue.add("t", save("a"));
   await settled();
   const { queue, sent } = desk(storage);
-  expect(queue.of("t")).toEqual([save("a")]);
-  queue.hold("t", "l");
+  queue.hold(task("other", "l"));
+  queue.add("other", save("b"));
   await settled();
-  expect(sent).toEqual(["t l save a"]);
-  expect(storage.text).toBeNull();
+  queue.hold(task("t", "new"));
+  expect(queue.of("t")).toEqual([save("a")]);
+  await settled();
+  expect(sent).toEqual(["other l save b", "t new save a"]);
+  expect(storage.items.size).toBe(0);
 });
