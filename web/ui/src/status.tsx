@@ -29,8 +29,8 @@ function ProgressLine(progress: Progress) {
   return (
     <span class="progress">
       <progress value={submitted} max={Math.max(all, 1)} aria-label="Images submitted" />
-      {submitted} of {all} images, {masks} masks
-      {seconds > 0 && ` of ${seconds.toFixed(1)} s`}
+      {submitted} of {all} images, {masks} {masks === 1 ? "mask" : "masks"}
+      {masks > 0 && `, ${seconds.toFixed(1)} s each`}
     </span>
   );
 }
