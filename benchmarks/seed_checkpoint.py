@@ -69,7 +69,7 @@ INTERACTIONS = InteractionConfig(
 FINISHING = INTERACTIONS.model_copy(
     update={"num_corrections": 2, "pixel_loss": "focal", "pixel_loss_weight": 10.0}
 )
-LONG = FINISHING.model_copy(update={"box_probability": 0.15, "iou_loss_weight": 4.0})
+LONG = FINISHING.model_copy(update={"box_probability": 0.15, "iou_loss_weight": 12.0})
 PHASES = (
     Phase("encoder", 256, 6, 24, EMBEDDER),
     Phase(
@@ -106,26 +106,11 @@ PHASES = (
         3,
         24,
         JointConfig(
-            steps=1450,
+            steps=1200,
             learning_rate=2.5e-4,
             warmup_steps=40,
             prompts_per_image=6,
             interactions=LONG,
-        ),
-    ),
-    Phase(
-        "iou-head",
-        384,
-        3,
-        24,
-        JointConfig(
-            steps=150,
-            learning_rate=1e-3,
-            warmup_steps=10,
-            ema_decay=0.98,
-            prompts_per_image=16,
-            learns="iou_head",
-            interactions=LONG.model_copy(update={"num_corrections": 1}),
         ),
     ),
 )
@@ -272,8 +257,8 @@ def export(work: Path, directory: Path, data: Data) -> None:
         parent="",
         round=0,
         stage="pretraining",
-        steps=state["step_count"],
-        metrics=held_out_figures(sam, data, max_images=10_000, max_masks=10_000),
+        steps=state["step_count"] + sum(p.config.steps for p in PHASES[: PHASES.index(phase)]),
+        metrics=held_out_figures(sam, data),
     )
     save_checkpoint(sam, directory, lineage, dtype=torch.float16)
 

@@ -8,8 +8,6 @@ checkpoint, is model/training.py.
 
 # Axes: B images, K clicks of one image.
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,9 +34,6 @@ class JointConfig(AveragedConfig):
     """Steps at the beginning in which the decoder learns alone: half the work of a whole step."""
     embedding_weight: float = 0.5
     """Of the pixel embeddings' loss, beside the decoder's."""
-    learns: Literal["all", "iou_head"] = "all"
-    """iou_head: the last phase, in which only the head that estimates IoU goes on, on masks that no
-    longer change."""
     interactions: InteractionConfig
 
 
@@ -66,9 +61,6 @@ class JointModel(nn.Module):
 
 class JointTrainer(AveragedTraining[JointModel]):
     def __init__(self, model: JointModel, config: JointConfig) -> None:
-        if config.learns == "iou_head":
-            model.requires_grad_(False)
-            model.sam.mask_decoder.iou_prediction_head.requires_grad_(True)
         super().__init__(model, config)
         self.config = config
         model.sam.mask_decoder.output_upscaling.register_forward_hook(_keep_layout)
@@ -76,9 +68,7 @@ class JointTrainer(AveragedTraining[JointModel]):
     def step(self, batch: ClickBatch, generator: torch.Generator) -> dict[str, float]:
         images = batch.images.contiguous(memory_format=torch.channels_last)
         targets = self._targets(batch, generator)
-        head_only = self.config.learns == "iou_head"
-        self.model.train(not head_only)
-        if head_only or self.step_count < self.config.frozen_steps:
+        if self.step_count < self.config.frozen_steps:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 embeddings = self.model.sam.image_encoder(images)
             figures = self._interact(self._as_decoded(embeddings), targets, generator)

@@ -140,12 +140,6 @@ def test_without_prompts_only_the_encoder_learns() -> None:
     assert all(name.startswith("image_encoder.") for name in changed_by(config))
 
 
-def test_last_phase_teaches_the_iou_head_and_touches_nothing_else() -> None:
-    names = changed_by(JOINT.model_copy(update={"learns": "iou_head"}))
-    assert names
-    assert all(name.startswith("mask_decoder.iou_prediction_head.") for name in names)
-
-
 def test_average_follows_weights_and_norm_statistics() -> None:
     current, averaged = embedder(), embedder()
     with torch.no_grad():
