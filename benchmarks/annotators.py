@@ -56,13 +56,15 @@ class Clock:
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, list[float]] = defaultdict(list)
+        self.first = self.last = time.monotonic()
         self._writing = threading.Lock()
 
     def call(self, name: str, request: Any, *arguments: Any, **keywords: Any) -> httpx.Response:
         started = time.monotonic()
         answer: httpx.Response = request(*arguments, **keywords)
         with self._writing:
-            self.milliseconds[name].append(1000 * (time.monotonic() - started))
+            self.last = time.monotonic()
+            self.milliseconds[name].append(1000 * (self.last - started))
         if answer.is_error:
             raise RuntimeError(f"{name}: {answer.status_code} {answer.text}")
         return answer
@@ -74,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--annotators", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--images", type=int, default=2000, help="more than can be annotated")
+    parser.add_argument("--images", type=int, default=1000, help="at most so many tasks")
     parser.add_argument("--port", type=int, default=8765)
-    parser.add_argument("--think-seconds", type=float, default=0.5, help="between two masks")
+    parser.add_argument("--think-seconds", type=float, default=2.0, help="between two masks")
     options = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
@@ -86,15 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"annotator {number}": accounts.add(f"annotator {number}", Role.ANNOTATOR)
             for number in range(options.annotators)
         }
-        clock, deadline = Clock(), time.monotonic() + 60 * options.minutes
         with server(folder, options.port) as url, ThreadPoolExecutor(len(tokens)) as pool:
-            deadline = time.monotonic() + 60 * options.minutes
+            clock, deadline = Clock(), time.monotonic() + 60 * options.minutes
             work = [
                 pool.submit(annotate, url, token, clock, deadline, options.think_seconds)
                 for token in tokens.values()
             ]
             saved = dict(zip(tokens, (each.result() for each in work), strict=True))
-        report(clock, 60 * options.minutes)
+        report(clock)
         check(desk, saved)
 
 
@@ -148,7 +149,10 @@ def annotate(
     with httpx.Client(base_url=url, headers=HEADER, timeout=120) as client:
         clock.call("login", client.post, "/api/login", json={"token": token})
         while time.monotonic() < deadline:
-            task = clock.call("claim", client.post, "/api/tasks/claim").json()
+            claimed = clock.call("claim", client.post, "/api/tasks/claim")
+            if claimed.status_code == 204:  # nothing is left
+                break
+            task = claimed.json()
             place, lease = f"/api/tasks/{task['task_id']}", {"lease": task["lease"]}
             clock.call("image", client.get, f"/api/images/{task['image_id']}")
             clock.call("embedding", client.get, f"/api/embeddings/{task['image_id']}")
@@ -194,8 +198,8 @@ def mask_of(task: dict[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def report(clock: Clock, seconds: float) -> None:
-    total = sum(map(len, clock.milliseconds.values()))
+def report(clock: Clock) -> None:
+    total, seconds = sum(map(len, clock.milliseconds.values())), clock.last - clock.first
     print(json.dumps({"calls": total, "calls_per_second": round(total / seconds, 1)}))
     for name, values in sorted(clock.milliseconds.items()):
         median, p95 = np.percentile(values, [50, 95])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Cookie, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Cookie, Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -219,8 +219,14 @@ def create_app(desk: Desk, accounts: Accounts, *, secure_cookies: bool = False) 
         return Response(values.astype("<f2").tobytes(), media_type="application/octet-stream")
 
     @app.get("/api/decoder")
-    def decoder(somebody: Somebody) -> Response:
-        return Response(desk.decoder_onnx, media_type="application/octet-stream")
+    def decoder(
+        somebody: Somebody, if_none_match: Annotated[str, Header(max_length=200)] = ""
+    ) -> Response:
+        # Kept by the browser, and asked after by the checkpoint's name: 16 MB once a round.
+        headers = {"Cache-Control": "private, no-cache", "ETag": f'"{desk.round.checkpoint}"'}
+        if if_none_match == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(desk.decoder_onnx, headers=headers, media_type="application/octet-stream")
 
     @app.post("/api/decode")
     def decode(body: DecodeRequest, somebody: Somebody) -> DecodeAnswer:

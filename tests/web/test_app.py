@@ -114,7 +114,10 @@ def test_image_embedding_and_decoder_are_what_the_page_needs(office: Office) -> 
     embedding = client.get(f"/api/embeddings/{task['image_id']}")
     assert len(embedding.content) == 2 * channels * height * width
     assert np.isfinite(np.frombuffer(embedding.content, "<f2")).all()
-    assert len(client.get("/api/decoder").content) > 100_000
+    decoder = client.get("/api/decoder")
+    assert len(decoder.content) > 100_000
+    again = client.get("/api/decoder", headers={"If-None-Match": decoder.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
     ask = {
         "image_id": task["image_id"],
         "point_coords": [[40.0, 30.0], [0.0, 0.0]],
