@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 OUT ?= runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint ui clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/sa-engine run demo --out $(OUT)
@@ -14,7 +14,15 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy -p model -p stages -p engine
+	$(VENV)/bin/mypy -p model -p stages -p engine -p web
+
+# The annotation page, into web/static; needs Node 20 and npm.
+ui: web/ui/node_modules/installed
+	cd web/ui && npm run --silent build
+
+web/ui/node_modules/installed: web/ui/package.json web/ui/package-lock.json
+	cd web/ui && npm ci --silent
+	touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

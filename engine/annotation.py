@@ -25,6 +25,7 @@ from engine.tasks import Lease, TaskQueue, TaskResult
 from engine.worker import image_record
 from stages.annotator import SimulatedAnnotator, SimulatedAnnotatorConfig
 from stages.base import Provenance, StageOutput
+from stages.filters import DropReason, Drops
 from stages.predictor import Predictor
 from stages.records import ImageRecord, ImageStatus, Submission
 from stages.rle import decode_rle
@@ -200,8 +201,10 @@ def _record(
     """A skipped or failed task keeps what was prefilled; its status says what happened."""
     given_up = Submission(seconds=0.0, status=ImageStatus.GIVEN_UP, error=result.error)
     submission = result.submission or given_up
-    locked = () if proposal is None else proposal.masks
-    masks = enumerate((*locked, *submission.masks))
+    locked, drops = ((), Drops()) if proposal is None else (proposal.masks, Drops(proposal.drops))
+    kept = tuple(mask for mask in locked if mask.id not in submission.flagged)
+    drops[DropReason.FLAGGED] += len(locked) - len(kept)
+    masks = enumerate((*kept, *submission.masks))
     record = image_record(
         row,
         header.stage,
@@ -209,7 +212,7 @@ def _record(
         size_hw=work_size_hw((row.height, row.width), work_size),
         output=StageOutput(
             masks=tuple(mask.model_copy(update={"id": number}) for number, mask in masks),
-            drops={} if proposal is None else proposal.drops,
+            drops=drops.as_dict(),
         ),
         worker_seconds=0.0 if proposal is None else proposal.worker_seconds,
     )

@@ -345,6 +345,76 @@ def export(
         out.print(line, highlight=False)
 
 
+@app.command()
+def annotate(
+    folder: RunUri,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve the page on which people answer the round that waits for them.
+
+    Example: sa-engine annotate runs/mine --port 8080
+    """
+    from engine.store import open_store
+    from web.serve import serve
+
+    out.print(f"annotate at http://{host}:{port}; stop with Ctrl-C", highlight=False)
+    serve(open_store(folder), host=host, port=port)
+
+
+annotators = typer.Typer(
+    help="Who may annotate a run.\n\nExample: sa-engine annotators add runs/mine Ada",
+    no_args_is_help=True,
+)
+app.add_typer(annotators, name="annotators")
+AnnotatorName = Annotated[str, typer.Argument(metavar="NAME", help="How masks will name them.")]
+
+
+@annotators.command("add")
+def add_annotator(
+    folder: RunUri,
+    name: AnnotatorName,
+    role: Annotated[str, typer.Option(help="annotator, reviewer or manager.")] = "annotator",
+) -> None:
+    """Let somebody in, and print their token, once. Adding them again replaces it.
+
+    Example: sa-engine annotators add runs/mine Ada --role manager
+    """
+    from engine.store import open_store
+    from web.accounts import Role
+    from web.serve import accounts_of
+
+    if role not in list(Role):
+        raise typer.BadParameter(f"{role!r}; expected {', '.join(Role)}", param_hint="--role")
+    token = accounts_of(open_store(folder)).add(name, Role(role))
+    out.print(token, highlight=False, markup=False)
+
+
+@annotators.command("remove")
+def remove_annotator(folder: RunUri, name: AnnotatorName) -> None:
+    """Take somebody's token away and end their sessions; what they made stays.
+
+    Example: sa-engine annotators remove runs/mine Ada
+    """
+    from engine.store import open_store
+    from web.serve import accounts_of
+
+    accounts_of(open_store(folder)).remove(name)
+
+
+@annotators.command("list")
+def list_annotators(folder: RunUri) -> None:
+    """Names and roles.
+
+    Example: sa-engine annotators list runs/mine
+    """
+    from engine.store import open_store
+    from web.serve import accounts_of
+
+    for account in accounts_of(open_store(folder)).all():
+        out.print(f"{account.name}\t{account.role}", highlight=False, markup=False)
+
+
 def _print_json(content: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 

@@ -43,6 +43,8 @@ class RoundConfig(Record):
     """Train the next checkpoint on everything annotated so far."""
     promote: Literal["always", "if_better"] = "always"
     """`if_better`: the trained checkpoint must beat its parent on the held-out images."""
+    annotator: Literal["simulated", "people"] = "simulated"
+    """Who answers the tasks of stages one and two: ground truth, or people in the browser."""
 
 
 class RetrainingConfig(Record):
@@ -100,8 +102,6 @@ class EngineConfig(Record):
     """Frame in which masks are made."""
     rounds: tuple[RoundConfig, ...] = Field(min_length=1)
     images_per_shard: PositiveInt = 256
-    annotator: Literal["simulated"] = "simulated"
-    """Who answers the tasks of stages one and two."""
     simulated_annotator: SimulatedAnnotatorConfig = SimulatedAnnotatorConfig()
     assisted_manual: AssistedManualConfig = AssistedManualConfig()
     semi_automatic: SemiAutomaticConfig = SemiAutomaticConfig()

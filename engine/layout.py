@@ -55,6 +55,11 @@ def outcome_path(folder: str) -> str:
     return f"{folder}/outcome.json"
 
 
+def decoder_path(checkpoint: str) -> str:
+    """The ONNX decoder of a checkpoint, for annotators' pages."""
+    return f"decoders/{checkpoint.rpartition('/')[2]}.onnx"
+
+
 def checkpoint_path(name: str) -> str:
     return f"checkpoints/{name}"
 

@@ -156,7 +156,8 @@ def _plan(run: Run, index: int, checkpoint: str) -> RoundPlan:
             "not held out, and earlier rounds take them all; add images or shorten those rounds"
         )
     unknown = len(np.setdiff1d(image_ids, run.truth.image_ids))
-    if unknown and mine.stage is not StageName.FULLY_AUTOMATIC:
+    simulated = mine.stage is not StageName.FULLY_AUTOMATIC and mine.annotator == "simulated"
+    if unknown and simulated:
         raise ConfigError(
             f"round {index} ({mine.stage}) has a simulated annotator, who needs ground truth, but "
             f"{unknown} of its {len(image_ids)} images have none; name a COCO-style source"

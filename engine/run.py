@@ -33,7 +33,13 @@ class Run:
     machines: Machines
 
     @contextmanager
-    def workers(self, checkpoint: str, detector: str = "") -> Iterator[Executor]:
+    def workers(
+        self, checkpoint: str, detector: str = "", *, keep_embeddings: bool = False
+    ) -> Iterator[Executor]:
+        """
+        Args:
+            keep_embeddings: in any case; otherwise where the image encoder is frozen.
+        """
         execution = self.config.execution
         executor = self.machines.executor(
             WorkerSpec(
@@ -42,7 +48,8 @@ class Run:
                 detector=detector,
                 limits=self.config.corpus.limits,
                 work_size=self.config.work_size,
-                keep_embeddings=self.config.retraining.training.freeze_image_encoder,
+                keep_embeddings=keep_embeddings
+                or self.config.retraining.training.freeze_image_encoder,
                 device=execution.device,
                 threads=execution.threads_per_worker,
             )
@@ -99,22 +106,31 @@ def tasks_of(run: Run) -> Iterator[TaskQueue]:
         queue.close()
 
 
-def open_queue(store: Store, config: EngineConfig) -> TaskQueue:
+def open_queue(
+    store: Store, config: EngineConfig, *, lease_seconds: float | None = None
+) -> TaskQueue:
+    """
+    Args:
+        lease_seconds: None: what the config gives the simulated annotator.
+    """
     execution = config.execution
-    if execution.tasks_url is not None:
-        url = execution.tasks_url
-    elif isinstance(store, LocalStore):
-        url = sqlite_url(store.root / layout.TASKS)
-    else:
-        raise ConfigError(
-            f"a run in {store.uri} needs execution.tasks_url for its annotation queue: SQLite "
-            "lives on a disk; give a PostgreSQL URL, or sqlite:////path on the head's disk"
-        )
     return TaskQueue(
-        url,
+        tasks_url(store, config),
         clock=time.time,
-        lease_seconds=execution.lease_seconds,
+        lease_seconds=execution.lease_seconds if lease_seconds is None else lease_seconds,
         max_attempts=execution.max_attempts,
+    )
+
+
+def tasks_url(store: Store, config: EngineConfig) -> str:
+    """Of the database that holds the annotation queue, drafts and accounts."""
+    if config.execution.tasks_url is not None:
+        return config.execution.tasks_url
+    if isinstance(store, LocalStore):
+        return sqlite_url(store.root / layout.TASKS)
+    raise ConfigError(
+        f"a run in {store.uri} needs execution.tasks_url for its annotation queue: SQLite "
+        "lives on a disk; give a PostgreSQL URL, or sqlite:////path on the head's disk"
     )
 
 

@@ -35,6 +35,7 @@ _INTERACTION = pa.struct(
         ("seconds", pa.float64()),
         ("predicted_iou", pa.float64()),
         ("answer", _RLE),
+        ("stroke", _RLE),
     ]
 )
 _MASK = pa.struct(

@@ -5,12 +5,18 @@ stage two after workers have made shards of proposals; their answers are assembl
 """
 
 import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 
 from engine import layout
 from engine.annotation import AnnotationUnit, answer_tasks, assemble_shard
 from engine.config import EngineConfig
+from engine.context import WorkerContext
+from engine.corpus import CorpusRow
+from engine.errors import EngineError, UnreadableImageError
 from engine.evaluation import evaluate_detector
-from engine.executor import Executor
+from engine.executor import Executor, Failed, run_all
 from engine.manifest import RoundPlan, published_shards
 from engine.production import Patience, make_shards
 from engine.run import Run, held_out, tasks_of
@@ -25,6 +31,7 @@ from stages.semi_automatic import SemiAutomaticConfig
 
 log = logging.getLogger(__name__)
 
+PEOPLE_POLL_SECONDS = 1.0
 ANNOTATOR = "simulated"
 """Owner of the leases of the simulated annotator."""
 
@@ -43,8 +50,13 @@ def annotate_with_tasks(run: Run, plan: RoundPlan, folder: str, checkpoint: str)
             _evaluate_detector(run, executor, folder)
             _make_shards(run, executor, plan, proposals, run.config.semi_automatic)
     with tasks_of(run) as queue:
-        queue.add(plan.header.round, plan.image_ids.tolist())
-        _answer(run, queue, plan, proposals, checkpoint)
+        if run.config.rounds[plan.header.round].annotator == "people":
+            _embed(run, plan, checkpoint)
+            queue.add(plan.header.round, plan.image_ids.tolist())
+            _wait_for_people(run, queue, plan)
+        else:
+            queue.add(plan.header.round, plan.image_ids.tolist())
+            _answer(run, queue, plan, proposals, checkpoint)
         _assemble(run, queue, plan, folder, proposals)
 
 
@@ -76,6 +88,53 @@ def _make_shards(
             step()
 
         make_shards(executor, run.store, units, patience, on_shard)
+
+
+@dataclass(frozen=True)
+class EmbedUnit:
+    """Store the embeddings of some images, so that nobody waits for one."""
+
+    rows: tuple[CorpusRow, ...]
+
+    def run(self, context: WorkerContext) -> None:
+        for row in self.rows:
+            with suppress(UnreadableImageError):  # the annotator will be told
+                context.embedding(row)
+
+
+def _embed(run: Run, plan: RoundPlan, checkpoint: str) -> None:
+    units = [
+        EmbedUnit(tuple(run.corpus.rows(plan.shard(shard).tolist())))
+        for shard in range(plan.num_shards)
+    ]
+    what = f"embedding the images of round {plan.header.round}"
+    with (
+        run.workers(checkpoint, keep_embeddings=True) as executor,
+        run.progress.of(what, len(units)) as step,
+    ):
+        for outcome in run_all(executor, units):
+            if isinstance(outcome, Failed):
+                raise EngineError(f"images cannot be embedded: {outcome.error}")
+            step()
+
+
+def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
+    """Until no task is left; people work at a server of their own, on the same queue."""
+    index, total = plan.header.round, len(plan.image_ids)
+    left = queue.counts(index).left
+    if not left:
+        return
+    run.progress.say(
+        f"round {index} waits for people: sa-engine annotate {run.store.uri}; this command goes on "
+        "by itself when they are done, also when it is stopped and started again in between"
+    )
+    with run.progress.of(f"tasks of round {index}", total, total - left) as step:
+        while left:
+            time.sleep(PEOPLE_POLL_SECONDS)
+            now = queue.counts(index).left
+            for _ in range(left - now):
+                step()
+            left = now
 
 
 def _answer(

@@ -55,6 +55,8 @@ class TaskResult(Record):
     submission: Submission | None
     """None when the task was given up."""
     error: str
+    owner: str = ""
+    """Who held it last."""
 
 
 _METADATA = sa.MetaData()
@@ -74,6 +76,23 @@ _TASKS = sa.Table(
     sa.UniqueConstraint("round", "image_id"),
     sa.Index("tasks_by_state", "round", "state", "task_id"),
 )
+_DRAFTS = sa.Table(
+    "drafts",
+    _METADATA,
+    sa.Column("task_id", sa.Integer, primary_key=True),
+    sa.Column("draft_id", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+)
+"""What annotators have accepted of tasks not yet submitted: kept whoever holds the lease next."""
+
+
+class Draft(Record):
+    draft_id: str
+    """Chosen by whoever saves it, so that saving twice is saving once."""
+    owner: str
+    content: str
 
 
 class TaskQueue:
@@ -99,7 +118,8 @@ class TaskQueue:
             sa.event.listen(self._engine, "connect", _tune_sqlite)
         sa.event.listen(self._engine, "handle_error", _refuse)
         with self._engine.begin() as connection:  # both as one process or another comes first
-            connection.execute(CreateTable(_TASKS, if_not_exists=True))
+            for table in (_TASKS, _DRAFTS):
+                connection.execute(CreateTable(table, if_not_exists=True))
             for index in _TASKS.indexes:
                 connection.execute(CreateIndex(index, if_not_exists=True))
 
@@ -178,6 +198,53 @@ class TaskQueue:
         )
         return True
 
+    def save_draft(self, lease: Lease, draft_id: str, content: str) -> None:
+        """Keep a part of the answer, or replace it. StaleLeaseError when the lease is not held."""
+        key = (_DRAFTS.c.task_id == lease.task_id) & (_DRAFTS.c.draft_id == draft_id)
+        with self._engine.begin() as connection:
+            row = self._hold(connection, lease, "save a mask of")
+            replaced = sa.update(_DRAFTS).where(key).values(content=content, owner=row.owner)
+            if connection.execute(replaced).rowcount:
+                return
+            highest = sa.select(sa.func.max(_DRAFTS.c.number)).where(
+                _DRAFTS.c.task_id == lease.task_id
+            )
+            connection.execute(
+                sa.insert(_DRAFTS).values(
+                    task_id=lease.task_id,
+                    draft_id=draft_id,
+                    number=(connection.scalar(highest) or 0) + 1,
+                    owner=row.owner,
+                    content=content,
+                )
+            )
+
+    def delete_draft(self, lease: Lease, draft_id: str) -> None:
+        """Fine when it is gone already. StaleLeaseError when the lease is not held."""
+        key = (_DRAFTS.c.task_id == lease.task_id) & (_DRAFTS.c.draft_id == draft_id)
+        with self._engine.begin() as connection:
+            self._hold(connection, lease, "delete a mask of")
+            connection.execute(sa.delete(_DRAFTS).where(key))
+
+    def drafts(self, task_id: int) -> list[Draft]:
+        """In the order in which they were first saved."""
+        query = sa.select(_DRAFTS).where(_DRAFTS.c.task_id == task_id).order_by(_DRAFTS.c.number)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [Draft(draft_id=row.draft_id, owner=row.owner, content=row.content) for row in rows]
+
+    def lease_of(self, task_id: int, token: str) -> Lease:
+        """The lease that a token stands for, live or not. StaleLeaseError for a foreign token."""
+        query = sa.select(_TASKS).where(_TASKS.c.task_id == task_id, _TASKS.c.token == token)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none() if token else None
+        if row is None:
+            raise StaleLeaseError(
+                f"task {task_id} is not, or no longer, yours: claim a task again; what you saved "
+                "of it is kept"
+            )
+        return _lease(row)
+
     def release(self, lease: Lease) -> None:
         """Put the task back unanswered; nobody is to blame."""
         self._change(lease, "release", state=TaskState.OPEN)
@@ -219,7 +286,9 @@ class TaskQueue:
     def results(self, round_index: int, image_ids: Sequence[int]) -> dict[int, TaskResult]:
         """Of those of these images whose tasks have ended."""
         ended = _TASKS.c.state.in_((TaskState.SUBMITTED, TaskState.GIVEN_UP))
-        query = sa.select(_TASKS.c.image_id, _TASKS.c.submission, _TASKS.c.error).where(
+        query = sa.select(
+            _TASKS.c.image_id, _TASKS.c.submission, _TASKS.c.owner, _TASKS.c.error
+        ).where(
             _TASKS.c.round == round_index,
             _TASKS.c.image_id.in_([int(image_id) for image_id in image_ids]),
             ended,
@@ -230,6 +299,7 @@ class TaskQueue:
             row.image_id: TaskResult(
                 image_id=row.image_id,
                 submission=row.submission and Submission.model_validate_json(row.submission),
+                owner=row.owner,
                 error=row.error,
             )
             for row in rows
@@ -237,16 +307,20 @@ class TaskQueue:
 
     def _change(self, lease: Lease, action: str, **values: Any) -> Any:
         """Update the task if the lease is live; one statement, so nobody comes between."""
+        with self._engine.begin() as connection:
+            return self._hold(connection, lease, action, **values)
+
+    def _hold(self, connection: sa.Connection, lease: Lease, action: str, **values: Any) -> Any:
+        """The task's row, changed; locked against others until the transaction ends."""
         held = (
             (_TASKS.c.task_id == lease.task_id)
             & (_TASKS.c.token == lease.token)
             & (_TASKS.c.state == TaskState.LEASED)
             & (_TASKS.c.expires_at > self._clock())
         )
-        with self._engine.begin() as connection:
-            row = connection.execute(
-                sa.update(_TASKS).where(held).values(**values).returning(_TASKS)
-            ).one_or_none()
+        values = values or {"token": lease.token}
+        change = sa.update(_TASKS).where(held).values(**values).returning(_TASKS)
+        row = connection.execute(change).one_or_none()
         if row is None:
             raise StaleLeaseError(
                 f"cannot {action} image {lease.image_id} of round {lease.round}: the lease of "

@@ -1,8 +1,8 @@
 """Stage one: an annotator and the model make one mask together.
 
 A MaskSession is the whole method for one mask: each click or box is answered by the model, which is
-also shown its own previous answer; brush and eraser have the last word. Every action and every
-answer is kept, so the log replays to the same mask (`replay`).
+also shown its own previous answer; brush and eraser have the last word, over answers to come too.
+Every action and every answer is kept, so the log replays to the same mask (`replay`).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from stages.base import Provenance
 from stages.filters import mask_box
 from stages.predictor import Answer, Predictor
 from stages.prompts import Point
-from stages.records import Interaction, MaskRecord, Record, Source, StageName
+from stages.records import Interaction, MaskRecord, Record, Rle, Source, StageName
 from stages.rle import Mask, decode_rle, encode_rle, rle_area, rle_bbox
 
 Choose = Callable[[Answer], int]
@@ -48,6 +48,8 @@ class MaskSession:
         self._box: tuple[float, float, float, float] | None = None
         self._answer: Answer | None = None
         self._chosen = 0
+        self._painted = np.zeros_like(self.mask)
+        self._erased = np.zeros_like(self.mask)
 
     def click(
         self, point: Point, label: int, *, seconds: float, choose: Choose = most_confident
@@ -70,9 +72,13 @@ class MaskSession:
         """Paint (1) or erase (0) a region, without asking the model."""
         if not region.any():
             raise ValueError("a brush stroke touches no pixel; expected at least one")
-        self.mask = self.mask | region if label else self.mask & ~region
+        if label:
+            self._painted, self._erased = self._painted | region, self._erased & ~region
+        else:
+            self._painted, self._erased = self._painted & ~region, self._erased | region
+        self.mask = self._with_strokes(self.mask)
         coords = tuple(float(value) for value in mask_box(region))
-        self._log("brush", coords, label, seconds, predicted_iou=None)
+        self._log("brush", coords, label, seconds, predicted_iou=None, stroke=encode_rle(region))
 
     def record(
         self, mask_id: int, stage: StageName, annotator: str, provenance: Provenance
@@ -114,9 +120,12 @@ class MaskSession:
         )
         self._chosen = choose(answer) if len(answer.masks) > 1 else 0
         self._answer = answer
-        self.mask = answer.masks[self._chosen]
+        self.mask = self._with_strokes(answer.masks[self._chosen])
         self._log(kind, coords, label, seconds, predicted_iou=answer.predicted_iou[self._chosen])
         return answer
+
+    def _with_strokes(self, mask: Mask) -> Mask:
+        return (mask | self._painted) & ~self._erased
 
     def _log(
         self,
@@ -125,6 +134,7 @@ class MaskSession:
         label: int,
         seconds: float,
         predicted_iou: float | None,
+        stroke: Rle | None = None,
     ) -> None:
         self.seconds += seconds
         self.interactions.append(
@@ -137,6 +147,7 @@ class MaskSession:
                     "seconds": seconds,
                     "predicted_iou": predicted_iou,
                     "answer": encode_rle(self.mask),
+                    "stroke": stroke,
                 }
             )
         )
@@ -153,9 +164,6 @@ def replay(predictor: Predictor, interactions: Sequence[Interaction]) -> Mask:
         elif action.kind == "box":
             x0, y0, x1, y1 = action.coords
             session.drag_box((x0, y0, x1, y1), seconds=0)
-        else:
-            painted = decode_rle(action.answer)
-            changed = painted & ~session.mask if action.label else session.mask & ~painted
-            if changed.any():  # a stroke may go over what it would have painted
-                session.brush(changed, action.label, seconds=0)
+        elif action.stroke is not None:
+            session.brush(decode_rle(action.stroke), action.label, seconds=0)
     return session.mask

@@ -27,6 +27,8 @@ class DropReason(StrEnum):
     WHOLE_IMAGE = "whole_image"
     DUPLICATE = "duplicate"
     SMALL_REGION = "small_region"
+    FLAGGED = "flagged"
+    """A prefilled mask that its annotator calls wrong."""
 
 
 class Drops(Counter[str]):

@@ -65,6 +65,8 @@ class Interaction(Record):
     """The model's own estimate of its answer; None after a brush, which asks no model."""
     answer: Rle
     """The mask after this action."""
+    stroke: Rle | None = None
+    """Every pixel a brush went over, whether it changed or not; None for the model's answers."""
 
 
 class MaskRecord(Record):
@@ -106,6 +108,8 @@ class Submission(Record):
     """Otherwise skipped or unreadable."""
     error: str = ""
     """Why the status is not ok; empty when it is."""
+    flagged: tuple[int, ...] = ()
+    """Ids of prefilled masks that are wrong: they are dropped, and counted."""
 
 
 class ImageRecord(Record):

@@ -17,7 +17,7 @@ PAGES = sorted(
 )
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
 
-OUR_PATH = re.compile(r"\b(?:benchmarks|configs|docs|engine|model|stages|tests)/[\w./-]*\w")
+OUR_PATH = re.compile(r"\b(?:benchmarks|configs|docs|engine|model|stages|tests|web)/[\w./-]*\w")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND_LINE = re.compile(r"^ *(?:\.venv/bin/)?sa-engine (.+)$", re.MULTILINE)
@@ -103,8 +103,13 @@ def test_format_page_lists_every_file_of_a_run_and_no_other(run_folder: Path) ->
         matching = [path for path, pattern in patterns.items() if pattern.fullmatch(name)]
         assert matching, f"docs/format.md does not list {name}"
         met.update(matching)
-    # No image failed, no source was embedded, and reports are the command line's.
-    others = {"rounds/ROUND-STAGE/shards-alone/", "sources/NAME/", "report/NAME.png"}
+    # No image failed, no source was embedded, nobody annotated, and reports are the command line's.
+    others = {
+        "rounds/ROUND-STAGE/shards-alone/",
+        "sources/NAME/",
+        "decoders/NAME.onnx",
+        "report/NAME.png",
+    }
     assert set(listed) - met == others
 
 

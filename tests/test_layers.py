@@ -1,4 +1,4 @@
-"""Imports point one way: model <- stages <- engine; and a few packages have few doors."""
+"""Imports point one way: model <- stages <- engine <- web; and a few packages have few doors."""
 
 import ast
 import sys
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("model", "stages", "engine")
+LAYERS = ("model", "stages", "engine", "web")
+TOP = "engine/cli.py"
+"""The command line stands above all layers."""
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 
 DOORS = {
@@ -22,7 +24,7 @@ DOORS = {
         "engine/store.py",
     },
     "pycocotools": {"stages/rle.py"},
-    "sqlalchemy": {"engine/tasks.py"},
+    "sqlalchemy": {"engine/tasks.py", "web/accounts.py"},
     "matplotlib": {"engine/figures.py"},
     "typer": {"engine/cli.py"},
 }
@@ -49,11 +51,12 @@ def test_there_are_sources_to_look_at() -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_no_import_points_to_a_layer_further_right(layer: str) -> None:
-    forbidden = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"web", "benchmarks", "tests"}
+    forbidden = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"benchmarks", "tests"}
     wrong = {
         name_of(path): found
         for path in SOURCES
         if name_of(path).startswith(f"{layer}/")
+        and name_of(path) != TOP
         and (found := forbidden & set(imported_packages(path)))
     }
     assert wrong == {}

@@ -1,0 +1,235 @@
+"""The annotation server over HTTP, as the page uses it and as an attacker would."""
+
+import base64
+import uuid
+from typing import Any
+
+import numpy as np
+from fastapi.testclient import TestClient
+
+from offices import HEADER, SIDE, Office, claim, drawn, rle, save, submit
+from stages.records import ImageStatus, Source
+from web.accounts import Role
+from web.app import MAX_BODY_BYTES, create_app
+
+
+def test_what_people_draw_goes_into_the_shards_and_the_run_goes_on(office: Office) -> None:
+    client = office.client("Zoë")
+    first, second = claim(client), claim(client)
+    assert first["image_id"] != second["image_id"]
+    assert (first["width"], first["height"]) == (SIDE, SIDE)
+    assert save(client, first, drawn()) == 204
+    assert submit(client, first) == 204
+    skip = {"lease": second["lease"], "seconds": 3.0, "reason": "blurred"}
+    assert client.post(f"/api/tasks/{second['task_id']}/skip", json=skip).status_code == 204
+    assert client.post("/api/tasks/claim").status_code == 204  # nothing left
+    office.finish()
+    by_id = {record.image_id: record for record in office.run.records(0)}
+    (mask,) = by_id[first["image_id"]].masks
+    assert (mask.annotator, mask.source, mask.seconds) == ("Zoë", Source.ANNOTATED, 2.5)
+    assert (mask.num_clicks, mask.point_coords) == (1, ((12.0, 14.0),))
+    assert mask.segmentation.model_dump(mode="json") == rle()
+    assert mask.checkpoint == first["checkpoint"]
+    assert by_id[first["image_id"]].annotator_seconds == 9.0
+    skipped = by_id[second["image_id"]]
+    assert (skipped.status, skipped.error) == (ImageStatus.SKIPPED, "blurred")
+    office.run.assert_whole()
+
+
+def test_saved_masks_outlive_their_annotator(office: Office) -> None:
+    ada, bob = office.client("Ada"), office.client("Bob")
+    task = claim(ada)
+    kept = uuid.uuid4().hex
+    assert save(ada, task, drawn(), kept) == 204
+    assert ada.post(
+        f"/api/tasks/{task['task_id']}/release", json={"lease": task["lease"]}
+    ).is_success
+    claimed = [claim(bob), claim(bob)]
+    again = next(t for t in claimed if t["task_id"] == task["task_id"])
+    assert [(m["mask_id"], m["annotator"]) for m in again["masks"]] == [(kept, "Ada")]
+    assert save(ada, task, drawn()) == 409  # her lease has passed on
+    assert submit(ada, task) == 409
+    assert save(bob, again, drawn(segmentation=rle(40, 40, 50, 50))) == 204
+    assert submit(bob, again) == 204
+    for other in claimed:
+        submit(bob, other)
+    office.finish()
+    record = next(r for r in office.run.records(0) if r.image_id == task["image_id"])
+    assert [mask.annotator for mask in record.masks] == ["Ada", "Bob"]
+
+
+def test_saving_deleting_and_submitting_twice_count_once(office: Office) -> None:
+    client = office.client()
+    task, one, two = claim(client), uuid.uuid4().hex, uuid.uuid4().hex
+    for mask in (drawn(), drawn(segmentation=rle(1, 1, 9, 9))):
+        assert save(client, task, mask, one) == 204
+    assert save(client, task, drawn(), two) == 204
+    url = f"/api/tasks/{task['task_id']}/masks/{two}"
+    for _ in range(2):
+        body = {"lease": task["lease"]}
+        assert client.request("DELETE", url, json=body).status_code == 204
+    assert [submit(client, task, seconds) for seconds in (4.0, 5.0)] == [204, 204]
+    assert save(client, task, drawn()) == 409  # it is handed in
+    submit(client, claim(client))
+    office.finish()
+    record = next(r for r in office.run.records(0) if r.image_id == task["image_id"])
+    (mask,) = record.masks
+    assert mask.segmentation.model_dump(mode="json") == rle(1, 1, 9, 9)
+    assert record.annotator_seconds == 4.0
+
+
+def test_a_prefilled_round_shows_what_the_model_drew(semi_office: Office) -> None:
+    client = semi_office.client()
+    tasks = [claim(client), claim(client)]
+    assert {task["stage"] for task in tasks} == {"semi_automatic"}
+    shown = {task["image_id"]: len(task["prefilled"]) for task in tasks}
+    first = max(tasks, key=lambda task: len(task["prefilled"]))
+    url = f"/api/tasks/{first['task_id']}/flags/{first['prefilled'][0]['id']}"
+    for flagged in (True, False, True):
+        body = {"lease": first["lease"], "flagged": flagged}
+        assert client.put(url, json=body).status_code == 204
+    for task in tasks:
+        assert save(client, task, drawn()) == 204
+        assert submit(client, task) == 204
+    progress = client.get("/api/progress").json()
+    assert (progress["submitted"], progress["masks"], progress["open"]) == (2, 2, 0)
+    assert progress["by_annotator"] == [
+        {"name": "Ada", "images": 2, "masks": 2, "seconds_per_mask": 9.0}
+    ]
+    semi_office.finish()
+    for record in semi_office.run.records(1):
+        sources = [mask.source for mask in record.masks]
+        left = shown[record.image_id] - (record.image_id == first["image_id"])
+        assert sources == [Source.PREFILLED] * left + [Source.ANNOTATED]
+        assert record.drops.get("flagged", 0) == shown[record.image_id] - left
+        assert [mask.id for mask in record.masks] == list(range(len(sources)))
+
+
+def test_image_embedding_and_decoder_are_what_the_page_needs(office: Office) -> None:
+    client = office.client()
+    task = claim(client)
+    image = client.get(f"/api/images/{task['image_id']}")
+    assert image.content[:2] == b"\xff\xd8"
+    channels, height, width = task["embedding_shape"]
+    embedding = client.get(f"/api/embeddings/{task['image_id']}")
+    assert len(embedding.content) == 2 * channels * height * width
+    assert np.isfinite(np.frombuffer(embedding.content, "<f2")).all()
+    decoder = client.get("/api/decoder")
+    assert len(decoder.content) > 100_000
+    again = client.get("/api/decoder", headers={"If-None-Match": decoder.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    ask = {
+        "image_id": task["image_id"],
+        "point_coords": [[40.0, 30.0], [0.0, 0.0]],
+        "point_labels": [1, -1],
+    }
+    answer = client.post("/api/decode", json=ask).json()
+    side = task["image_size"] // 4
+    logits = np.frombuffer(base64.b64decode(answer["low_res_masks"]), "<f2").reshape(4, side, side)
+    assert np.isfinite(logits).all()
+    assert len(answer["predicted_iou"]) == 4
+    shown = base64.b64encode(logits[0].tobytes()).decode()
+    again = client.post("/api/decode", json=ask | {"mask_input": shown}).json()
+    assert again["low_res_masks"] != answer["low_res_masks"]
+
+
+def test_nothing_but_the_sign_in_answers_without_a_session(office: Office) -> None:
+    app = create_app(office.desk, office.accounts)
+    stranger = TestClient(app, headers=HEADER)
+    body: dict[str, Any] = {
+        "lease": "x",
+        "seconds": 1,
+        "reason": "x",
+        "flagged": True,
+        "mask": drawn(),
+    }
+    for route in app.routes:
+        path = getattr(route, "path", "")
+        if not path.startswith("/api/") or path == "/api/login" or path == "/api/logout":
+            continue
+        url = path.format(task_id=1, image_id=0, mask_id="0" * 32, prefilled_id=0)
+        for method in route.methods:  # type: ignore[attr-defined]
+            answer = stranger.request(method, url, json=None if method == "GET" else body)
+            assert answer.status_code == 401, f"{method} {url}: {answer.status_code}"
+    assert stranger.post("/api/login", json={"token": "guess"}).status_code == 401
+
+
+def test_sessions_end_with_the_sign_out_and_with_a_new_token(office: Office) -> None:
+    client = office.client("Ada")
+    assert client.get("/api/me").json()["role"] == "annotator"
+    office.accounts.add("Ada", Role.MANAGER)
+    assert client.get("/api/me").status_code == 401
+    client = office.client("Ada", Role.MANAGER)
+    assert client.get("/api/me").json()["role"] == "manager"
+    session = client.cookies["session"]
+    assert client.post("/api/logout").status_code == 204
+    client.cookies.set("session", session)
+    assert client.get("/api/me").status_code == 401
+
+
+def test_cookies_and_headers_keep_other_sites_out(office: Office) -> None:
+    token = office.accounts.add("Eve", Role.ANNOTATOR)
+    client = TestClient(create_app(office.desk, office.accounts))
+    assert client.post("/api/login", json={"token": token}).status_code == 403  # no header
+    answer = client.post("/api/login", json={"token": token}, headers=HEADER)
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert token.lower() not in cookie
+    assert client.post("/api/tasks/claim").status_code == 403
+    policy = client.get("/api/me").headers["Content-Security-Policy"]
+    assert "unsafe-inline" not in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+CLICK = drawn()["interactions"][0]
+BAD_MASKS = {
+    "another frame": drawn(segmentation={"size": [8, 8], "counts": "o1"}),
+    "no RLE": drawn(segmentation={"size": [SIDE, SIDE], "counts": "~~~"}),
+    "not ASCII": drawn(segmentation={"size": [SIDE, SIDE], "counts": "é"}),
+    "too short": drawn(segmentation={"size": [SIDE, SIDE], "counts": "5"}),
+    "overflowing": drawn(segmentation={"size": [SIDE, SIDE], "counts": "ooooooooooo0"}),
+    "empty counts": drawn(segmentation={"size": [SIDE, SIDE], "counts": ""}),
+    "a bad answer": drawn(
+        interactions=[drawn()["interactions"][0] | {"answer": rle() | {"counts": "z"}}]
+    ),
+    "an unknown field": drawn(role="manager"),
+    "no number": drawn(seconds="long"),
+}
+
+
+def test_what_is_no_mask_is_refused_and_changes_nothing(office: Office) -> None:
+    client = office.client()
+    task = claim(client)
+    for name, mask in BAD_MASKS.items():
+        assert save(client, task, mask) == 422, name
+    assert office.desk.saved(task["task_id"]) == ()
+
+
+def test_hostile_requests_get_an_answer_and_change_nothing(office: Office) -> None:
+    ada, eve = office.client("Ada"), office.client("Eve")
+    task = claim(ada)
+    assert save(eve, task, drawn()) == 409  # knowing a lease is not enough
+    assert save(ada, task | {"task_id": 999}, drawn()) == 409
+    assert save(ada, task, drawn(), "../../etc/passwd") in (404, 405, 422)
+    assert save(ada, task, drawn(), "A" * 32) == 422
+    for path in ("..%2f..%2fconfig.yaml", "-1", "99999999999999999999", "1e3"):
+        assert ada.get(f"/api/images/{path}").status_code in (404, 422)
+    assert ada.get("/api/images/12345").status_code == 404
+    large = b" " * (MAX_BODY_BYTES + 1)
+    assert ada.post("/api/decode", content=large).status_code == 413
+    chunks = ada.post("/api/decode", content=iter([b"{}"]))
+    assert chunks.status_code == 411
+    for decode in (
+        {"image_id": task["image_id"], "point_coords": [], "point_labels": []},
+        {"image_id": task["image_id"], "point_coords": [[1, 2]], "point_labels": [1, 1]},
+        {"image_id": task["image_id"], "point_coords": [[1, 2]], "point_labels": [7]},
+        {
+            "image_id": task["image_id"],
+            "point_coords": [[1, 2]],
+            "point_labels": [1],
+            "mask_input": "!",
+        },
+    ):
+        assert ada.post("/api/decode", json=decode).status_code == 422
+    assert office.desk.saved(task["task_id"]) == ()

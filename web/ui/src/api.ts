@@ -1,0 +1,184 @@
+/** The annotation server's interface, typed. */
+
+import { base64ToBytes, bytesToBase64, floatsToHalves, halvesToFloats } from "./half";
+import type { Answer, ModelPrompt } from "./prompt";
+import type { Rle } from "./rle";
+
+export interface Me {
+  name: string;
+  role: "annotator" | "reviewer" | "manager";
+  run: string;
+  round: number;
+  stage: string;
+  checkpoint: string;
+}
+
+export interface Interaction {
+  kind: "point" | "box" | "brush";
+  coords: number[];
+  label: number;
+  output: number | null;
+  seconds: number;
+  predicted_iou: number | null;
+  answer: Rle;
+  stroke: Rle | null;
+}
+
+export interface MaskPayload {
+  segmentation: Rle;
+  predicted_iou: number;
+  stability_score: number;
+  seconds: number;
+  interactions: Interaction[];
+}
+
+export interface Task {
+  task_id: number | string;
+  lease: string;
+  expires_in: number;
+  image_id: number | string;
+  file_name: string;
+  width: number;
+  height: number;
+  stage: "assisted_manual" | "semi_automatic";
+  max_mask_seconds: number;
+  image_size: number;
+  embedding_shape: [number, number, number];
+  checkpoint: string;
+  prefilled: { id: number | string; segmentation: Rle }[];
+  flagged: (number | string)[];
+  masks: { mask_id: string; mask: MaskPayload }[];
+}
+
+export interface Progress {
+  open: number;
+  leased: number;
+  submitted: number;
+  given_up: number;
+  masks: number;
+  /** 0 without masks. */
+  seconds_per_mask: number;
+}
+
+/** The server said no. */
+export class Refused extends Error {
+  constructor(
+    readonly status: number,
+    detail: string,
+  ) {
+    super(detail);
+  }
+}
+
+/** The server was not reached, or could not answer; the same request may succeed later. */
+export class Unreached extends Error {}
+
+export class Api {
+  /** Called whenever the server no longer knows who this is. */
+  onSignedOut: () => void = () => {};
+
+  async login(token: string): Promise<void> {
+    await this.send("POST", "/api/login", { token });
+  }
+
+  async logout(): Promise<void> {
+    await this.send("POST", "/api/logout", {});
+  }
+
+  async me(): Promise<Me> {
+    return (await this.send("GET", "/api/me")).json();
+  }
+
+  async progress(): Promise<Progress> {
+    return (await this.send("GET", "/api/progress")).json();
+  }
+
+  /** Null when there is nothing to do now. */
+  async claim(): Promise<Task | null> {
+    const response = await this.send("POST", "/api/tasks/claim", {});
+    return response.status === 204 ? null : response.json();
+  }
+
+  /** Seconds until the lease ends. */
+  async renew(task: Task): Promise<number> {
+    const response = await this.send("POST", `${taskPath(task.task_id)}/renew`, { lease: task.lease });
+    return (await response.json()).expires_in;
+  }
+
+  async saveMask(taskId: Task["task_id"], lease: string, maskId: string, mask: MaskPayload): Promise<void> {
+    await this.send("PUT", `${taskPath(taskId)}/masks/${encodeURIComponent(maskId)}`, { lease, mask });
+  }
+
+  async deleteMask(taskId: Task["task_id"], lease: string, maskId: string): Promise<void> {
+    await this.send("DELETE", `${taskPath(taskId)}/masks/${encodeURIComponent(maskId)}`, { lease });
+  }
+
+  async flag(taskId: Task["task_id"], lease: string, prefilledId: string, flagged: boolean): Promise<void> {
+    await this.send("PUT", `${taskPath(taskId)}/flags/${encodeURIComponent(prefilledId)}`, { lease, flagged });
+  }
+
+  async submit(task: Task, seconds: number): Promise<void> {
+    await this.send("POST", `${taskPath(task.task_id)}/submit`, { lease: task.lease, seconds });
+  }
+
+  async skip(task: Task, seconds: number, reason: string): Promise<void> {
+    await this.send("POST", `${taskPath(task.task_id)}/skip`, { lease: task.lease, seconds, reason });
+  }
+
+  /** Also sent to its end while the page goes away. */
+  async release(task: Task): Promise<void> {
+    await this.send("POST", `${taskPath(task.task_id)}/release`, { lease: task.lease }, true);
+  }
+
+  async image(imageId: Task["image_id"]): Promise<Blob> {
+    return (await this.send("GET", `/api/images/${encodeURIComponent(imageId)}`)).blob();
+  }
+
+  async decode(imageId: Task["image_id"], prompt: ModelPrompt): Promise<Answer> {
+    const response = await this.send("POST", "/api/decode", {
+      image_id: imageId,
+      point_coords: prompt.pointCoords,
+      point_labels: prompt.pointLabels,
+      mask_input: prompt.maskInput && bytesToBase64(new Uint8Array(floatsToHalves(prompt.maskInput).buffer)),
+    });
+    const { low_res_masks, predicted_iou } = await response.json();
+    return {
+      lowResMasks: halvesToFloats(new Uint16Array(base64ToBytes(low_res_masks).buffer)),
+      predictedIou: predicted_iou,
+    };
+  }
+
+  private async send(method: string, path: string, body?: unknown, keepalive = false): Promise<Response> {
+    let response: Response;
+    try {
+      response = await fetch(path, {
+        method,
+        keepalive,
+        credentials: "same-origin",
+        headers:
+          method === "GET" ? {} : { "X-SA-Engine": "1", "Content-Type": "application/json" },
+        body: body === undefined ? undefined : JSON.stringify(body),
+      });
+    } catch {
+      throw new Unreached("the server cannot be reached");
+    }
+    if (response.ok) return response;
+    const detail = await detailOf(response);
+    if (response.status >= 500 || response.status === 408 || response.status === 429) throw new Unreached(detail);
+    if (response.status === 401 && path !== "/api/login") this.onSignedOut();
+    throw new Refused(response.status, detail);
+  }
+}
+
+function taskPath(taskId: Task["task_id"]): string {
+  return `/api/tasks/${encodeURIComponent(taskId)}`;
+}
+
+async function detailOf(response: Response): Promise<string> {
+  try {
+    const { detail } = await response.json();
+    return typeof detail === "string" ? detail : JSON.stringify(detail);
+  } catch {
+    return `the server answered ${response.status}`;
+  }
+}

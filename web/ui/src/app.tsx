@@ -1,0 +1,175 @@
+/** The page: who is there, and the tool they work with. */
+
+import { useEffect, useMemo, useReducer, useRef, useState } from "preact/hooks";
+import { Api, type Me, Refused } from "./api";
+import { type CanvasControl, ImageCanvas } from "./canvas";
+import type { BackendName } from "./decoder";
+import { KeySheet, SkipDialog } from "./dialogs";
+import { type Command, commandOf, isForElement } from "./keys";
+import { Login } from "./login";
+import { MaskList } from "./mask_list";
+import { Header, StatusLine } from "./status";
+import { Toolbar } from "./toolbar";
+import { Workspace } from "./workspace";
+
+export function App() {
+  const api = useMemo(() => new Api(), []);
+  const [me, setMe] = useState<Me | null>(null);
+  const [isSignedOut, setSignedOut] = useState(false);
+  const [trouble, setTrouble] = useState("");
+  const [workspace, setWorkspace] = useState<Workspace | null>(null);
+
+  async function signedIn(): Promise<void> {
+    try {
+      const now = await api.me();
+      if (workspace && me && (now.name !== me.name || now.run !== me.run)) return location.reload();
+      setMe(now);
+      setSignedOut(false);
+      setTrouble("");
+      if (workspace) return workspace.signedInAgain();
+      const made = new Workspace(api, now, forcedDecoder());
+      setWorkspace(made);
+      made.start();
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) return setSignedOut(true);
+      setTrouble(`The server does not answer; trying again. (${(error as Error).message})`);
+      setTimeout(signedIn, 3000);
+    }
+  }
+
+  useEffect(() => {
+    api.onSignedOut = () => setSignedOut(true);
+    void signedIn();
+  }, []);
+
+  async function leave(): Promise<void> {
+    if (!workspace || !(await workspace.leave())) return;
+    await api.logout().catch(() => {});
+    location.reload();
+  }
+
+  return (
+    <>
+      {isSignedOut && <Login api={api} again={workspace !== null} onSignedIn={signedIn} />}
+      {workspace && <Desk workspace={workspace} isActive={!isSignedOut} onLeave={leave} />}
+      {!workspace && !isSignedOut && <p class="login" role="status">{trouble || "…"}</p>}
+    </>
+  );
+}
+
+function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => void }) {
+  const { workspace } = props;
+  const [, show] = useReducer((count: number) => count + 1, 0);
+  const [dialog, setDialog] = useState<"keys" | "skip" | null>(null);
+  const control = useRef<CanvasControl | null>(null);
+  useEffect(() => workspace.subscribe(() => show(undefined)), [workspace]);
+  useEffect(() => {
+    const onGone = (): void => workspace.abandon();
+    window.addEventListener("pagehide", onGone);
+    return () => window.removeEventListener("pagehide", onGone);
+  }, [workspace]);
+
+  function run(command: Command, isShift = false): void {
+    if (command === "help") return setDialog("keys");
+    if (command === "skip") return workspace.phase === "working" ? setDialog("skip") : undefined;
+    if (!control.current?.run(command, isShift)) runCommand(workspace, command);
+  }
+
+  useEffect(() => {
+    if (!props.isActive) return;
+    const onKeyDown = (event: KeyboardEvent): void => {
+      workspace.input();
+      if (isForElement(event, event.target)) return;
+      const command = commandOf(event);
+      if (!command) return;
+      event.preventDefault();
+      if (event.repeat && !REPEATED.has(command)) return;
+      run(command, event.shiftKey);
+    };
+    const onKeyUp = (event: KeyboardEvent): void => {
+      if (event.key.toLowerCase() === "h") workspace.hide(false);
+      if (event.key === " ") control.current?.releaseSpace();
+    };
+    const onBlur = (): void => {
+      workspace.hide(false);
+      control.current?.releaseSpace();
+    };
+    const onInput = (): void => workspace.input();
+    const onLeave = (event: BeforeUnloadEvent): void => {
+      if (workspace.saves.count > 0 || workspace.hasDraft) event.preventDefault();
+    };
+    window.addEventListener("keydown", onKeyDown);
+    window.addEventListener("keyup", onKeyUp);
+    window.addEventListener("blur", onBlur);
+    window.addEventListener("beforeunload", onLeave);
+    for (const name of ["pointermove", "pointerdown", "wheel"]) window.addEventListener(name, onInput, { passive: true });
+    return () => {
+      window.removeEventListener("keydown", onKeyDown);
+      window.removeEventListener("keyup", onKeyUp);
+      window.removeEventListener("blur", onBlur);
+      window.removeEventListener("beforeunload", onLeave);
+      for (const name of ["pointermove", "pointerdown", "wheel"]) window.removeEventListener(name, onInput);
+    };
+  }, [workspace, props.isActive]);
+
+  return (
+    <div class="desk" inert={!props.isActive}>
+      <Header workspace={workspace} onLeave={props.onLeave} />
+      <Toolbar workspace={workspace} run={run} />
+      <main>
+        <ImageCanvas workspace={workspace} onControl={(made) => (control.current = made)} />
+        {workspace.phase === "waiting" && <p class="notice">Nothing is left to annotate now.</p>}
+      </main>
+      <MaskList workspace={workspace} />
+      <StatusLine workspace={workspace} />
+      {dialog === "keys" && <KeySheet onClose={() => setDialog(null)} />}
+      {dialog === "skip" && <SkipDialog onClose={() => setDialog(null)} onSkip={(reason) => workspace.skip(reason)} />}
+    </div>
+  );
+}
+
+/** Commands that a held key goes on giving. */
+const REPEATED = new Set<Command>(["undo", "redo", "zoomIn", "zoomOut", "smaller", "larger", "left", "right", "up", "down"]);
+
+function runCommand(workspace: Workspace, command: Command): void {
+  switch (command) {
+    case "output0":
+    case "output1":
+    case "output2":
+      return workspace.choose(Number(command.slice(-1)));
+    case "clickTool":
+      return workspace.setTool("click");
+    case "brush":
+    case "eraser":
+    case "select":
+      return workspace.setTool(command);
+    case "smaller":
+      return workspace.resizeBrush(1 / 1.2);
+    case "larger":
+      return workspace.resizeBrush(1.2);
+    case "undo":
+      return workspace.undo();
+    case "redo":
+      return workspace.redo();
+    case "accept":
+      return workspace.accept();
+    case "clear":
+      return workspace.clear();
+    case "delete":
+      return workspace.deleteMask();
+    case "outlines":
+      return workspace.toggle("showOutlines");
+    case "uncovered":
+      return workspace.toggle("showUncovered");
+    case "hide":
+      return workspace.hide(true);
+    case "submit":
+      return workspace.submit();
+  }
+}
+
+/** `?decoder=page` or `?decoder=server` uses that one alone, for tests and for finding faults. */
+function forcedDecoder(): BackendName | null {
+  const name = new URLSearchParams(location.search).get("decoder");
+  return name === "page" || name === "server" ? name : null;
+}

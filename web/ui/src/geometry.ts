@@ -1,0 +1,90 @@
+/**
+ * Frames: the screen (CSS pixels of the canvas), the image, and the model's input.
+ *
+ * On screen and in the image a coordinate is a place: pixel 3 reaches from 3.0 to 4.0. Prompts and
+ * boxes that are logged name pixels by whole numbers.
+ */
+
+import type { Size } from "./rle";
+
+export interface Point {
+  x: number;
+  y: number;
+}
+
+/** screen = image * scale + (x, y). */
+export interface View {
+  readonly scale: number;
+  readonly x: number;
+  readonly y: number;
+}
+
+/** The whole image in the middle of the canvas. */
+export function fit(image: Size, canvas: Size, margin = 12): View {
+  const room = { width: canvas.width - 2 * margin, height: canvas.height - 2 * margin };
+  const scale = Math.max(1e-3, Math.min(room.width / image.width, room.height / image.height));
+  return {
+    scale,
+    x: (canvas.width - image.width * scale) / 2,
+    y: (canvas.height - image.height * scale) / 2,
+  };
+}
+
+/** Zooms so that what lies under the cursor stays there. */
+export function zoomAt(view: View, cursor: Point, factor: number, limits = { min: 0.05, max: 40 }): View {
+  const scale = Math.min(limits.max, Math.max(limits.min, view.scale * factor));
+  const ratio = scale / view.scale;
+  return { scale, x: cursor.x - (cursor.x - view.x) * ratio, y: cursor.y - (cursor.y - view.y) * ratio };
+}
+
+/** Moves by screen pixels, but keeps some of the image on the canvas. */
+export function pan(view: View, dx: number, dy: number, image: Size, canvas: Size, keep = 40): View {
+  const within = (value: number, extent: number, room: number): number =>
+    Math.min(room - keep, Math.max(keep - extent * view.scale, value));
+  return {
+    scale: view.scale,
+    x: within(view.x + dx, image.width, canvas.width),
+    y: within(view.y + dy, image.height, canvas.height),
+  };
+}
+
+export function toImage(view: View, screen: Point): Point {
+  return { x: (screen.x - view.x) / view.scale, y: (screen.y - view.y) / view.scale };
+}
+
+export function toScreen(view: View, image: Point): Point {
+  return { x: image.x * view.scale + view.x, y: image.y * view.scale + view.y };
+}
+
+/** The pixel at a place; null beyond the image. */
+export function pixelAt(place: Point, image: Size): Point | null {
+  const [x, y] = [Math.floor(place.x), Math.floor(place.y)];
+  return x < 0 || y < 0 || x >= image.width || y >= image.height ? null : { x, y };
+}
+
+/** Outermost pixels of what was dragged over, both ends inclusive; null beyond the image. */
+export function dragBox(a: Point, b: Point, image: Size): [number, number, number, number] | null {
+  const [left, right] = a.x < b.x ? [a.x, b.x] : [b.x, a.x];
+  const [top, bottom] = a.y < b.y ? [a.y, b.y] : [b.y, a.y];
+  if (right <= 0 || bottom <= 0 || left >= image.width || top >= image.height) return null;
+  const clamp = (value: number, size: number): number =>
+    Math.min(size - 1, Math.max(0, Math.floor(value)));
+  return [
+    clamp(left, image.width),
+    clamp(top, image.height),
+    clamp(right, image.width),
+    clamp(bottom, image.height),
+  ];
+}
+
+/** Size of the image within the model's square of side `imageSize`. */
+export function inputSize(image: Size, imageSize: number): Size {
+  const scale = imageSize / Math.max(image.width, image.height);
+  const side = (value: number): number => Math.max(1, Math.floor(value * scale + 0.5));
+  return { width: side(image.width), height: side(image.height) };
+}
+
+export function toInput(point: Point, image: Size, imageSize: number): [number, number] {
+  const input = inputSize(image, imageSize);
+  return [(point.x * input.width) / image.width, (point.y * input.height) / image.height];
+}

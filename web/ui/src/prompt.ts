@@ -1,0 +1,43 @@
+/** A question to the model and its answer, as the decoder's ONNX file takes and gives them. */
+
+import { type Point, toInput } from "./geometry";
+import type { Size } from "./rle";
+
+/** In image pixels. */
+export interface Prompt {
+  points: readonly Point[];
+  /** 1 adds, 0 removes; one for each point. */
+  labels: readonly number[];
+  /** x0, y0, x1, y1. */
+  box: readonly number[] | null;
+  /** (s, s) logits of the answer before. */
+  maskInput: Float32Array | null;
+}
+
+/** In the model's input frame. */
+export interface ModelPrompt {
+  pointCoords: [number, number][];
+  pointLabels: number[];
+  maskInput: Float32Array | null;
+}
+
+export interface Answer {
+  /** (4, s, s): the single-mask output, then whole, part and subpart. */
+  lowResMasks: Float32Array;
+  predictedIou: number[];
+}
+
+/** Without a box, a padding point follows the points; a box follows them as its two corners. */
+export function toModel(prompt: Prompt, size: Size, imageSize: number): ModelPrompt {
+  const pointCoords = prompt.points.map((point) => toInput(point, size, imageSize));
+  const pointLabels = [...prompt.labels];
+  if (prompt.box) {
+    const [x0, y0, x1, y1] = prompt.box;
+    pointCoords.push(toInput({ x: x0, y: y0 }, size, imageSize), toInput({ x: x1, y: y1 }, size, imageSize));
+    pointLabels.push(2, 3);
+  } else {
+    pointCoords.push([0, 0]);
+    pointLabels.push(-1);
+  }
+  return { pointCoords, pointLabels, maskInput: prompt.maskInput };
+}

@@ -1,0 +1,159 @@
+/**
+ * What was accepted is sent at once, and again until the server has it.
+ *
+ * Changes wait in the order they were made; a newer one to the same mask takes the older one's
+ * place. They are also kept in the browser's storage, one entry for each task, so a page that is
+ * closed while the server is away sends them when the task is taken up again. A change needs the
+ * lease of its task: when the task has passed on, its changes stay until the same task comes back.
+ */
+
+import { type MaskPayload, Refused, type Task, Unreached } from "./api";
+
+export type Change =
+  | { kind: "save"; id: string; mask: MaskPayload }
+  | { kind: "delete"; id: string }
+  | { kind: "flag"; id: string; flagged: boolean };
+
+export interface Waiting {
+  taskId: Task["task_id"];
+  change: Change;
+  /** Milliseconds since 1970. */
+  made: number;
+}
+
+export interface SavingHooks {
+  send(taskId: Task["task_id"], lease: string, change: Change): Promise<void>;
+  /** Something was queued, saved or given up. */
+  changed(): void;
+  /** The server will never take this change. */
+  refused(waiting: Waiting, error: Refused): void;
+  /** The lease is no longer good. */
+  passedOn(taskId: Task["task_id"]): void;
+  sleep(milliseconds: number): Promise<void>;
+  now(): number;
+}
+
+const FIRST_DELAY = 500;
+const LONGEST_DELAY = 15_000;
+const KEPT_MILLISECONDS = 7 * 24 * 3600 * 1000;
+
+export class SaveQueue {
+  private waiting: Waiting[] = [];
+  private readonly leases = new Map<Task["task_id"], string>();
+  private readonly storageKeys = new Map<Task["task_id"], string>();
+  private running = false;
+  private signedOut = false;
+
+  constructor(
+    private readonly hooks: SavingHooks,
+    private readonly storage: Pick<Storage, "getItem" | "setItem" | "removeItem"> | null,
+    private readonly prefix: string,
+  ) {}
+
+  /** Changes of a task that the server does not have yet. */
+  of(taskId: Task["task_id"]): Change[] {
+    return this.waiting.filter((waiting) => waiting.taskId === taskId).map(({ change }) => change);
+  }
+
+  get count(): number {
+    return this.waiting.length;
+  }
+
+  add(taskId: Task["task_id"], change: Change): void {
+    this.waiting = this.waiting.filter((old) => !(old.taskId === taskId && sameTarget(old.change, change)));
+    this.waiting.push({ taskId, change, made: this.hooks.now() });
+    this.keep(taskId);
+    void this.run();
+  }
+
+  /** The task is held under its lease now. What an earlier page could not send is taken up. */
+  hold({ task_id, lease, file_name }: Pick<Task, "task_id" | "lease" | "file_name">): void {
+    this.leases.set(task_id, lease);
+    const key = `${this.prefix}:${task_id}:${file_name}`;
+    this.storageKeys.set(task_id, key);
+    if (this.of(task_id).length === 0) this.waiting.push(...this.kept(key));
+    void this.run();
+  }
+
+  holds(taskId: Task["task_id"]): boolean {
+    return this.leases.has(taskId);
+  }
+
+  letGo(taskId: Task["task_id"]): void {
+    this.leases.delete(taskId);
+  }
+
+  /** Somebody has signed in again. */
+  resume(): void {
+    this.signedOut = false;
+    void this.run();
+  }
+
+  private async run(): Promise<void> {
+    if (this.running) return;
+    this.running = true;
+    let delay = FIRST_DELAY;
+    for (let next = this.next(); next; next = this.next()) {
+      const lease = this.leases.get(next.taskId) as string;
+      try {
+        await this.hooks.send(next.taskId, lease, next.change);
+        this.drop(next);
+        delay = FIRST_DELAY;
+      } catch (error) {
+        if (!(error instanceof Refused)) {
+          if (!(error instanceof Unreached)) console.error(error);
+          await this.hooks.sleep(delay);
+          delay = Math.min(2 * delay, LONGEST_DELAY);
+        } else if (error.status === 401) {
+          this.signedOut = true;
+        } else if (error.status === 409) {
+          if (this.leases.get(next.taskId) === lease) {
+            this.leases.delete(next.taskId);
+            this.hooks.passedOn(next.taskId);
+          }
+        } else {
+          this.drop(next);
+          this.hooks.refused(next, error);
+        }
+      }
+    }
+    this.running = false;
+  }
+
+  private next(): Waiting | undefined {
+    if (this.signedOut) return undefined;
+    return this.waiting.find((waiting) => this.leases.has(waiting.taskId));
+  }
+
+  /** Unless a newer change has taken its place meanwhile. */
+  private drop(done: Waiting): void {
+    this.waiting = this.waiting.filter((waiting) => waiting !== done);
+    this.keep(done.taskId);
+  }
+
+  private keep(taskId: Task["task_id"]): void {
+    const key = this.storageKeys.get(taskId);
+    const mine = this.waiting.filter((waiting) => waiting.taskId === taskId);
+    try {
+      if (key && mine.length) this.storage?.setItem(key, JSON.stringify(mine));
+      else if (key) this.storage?.removeItem(key);
+    } catch (error) {
+      console.warn("the browser's storage is full; changes wait in this page alone", error);
+    }
+    this.hooks.changed();
+  }
+
+  private kept(key: string): Waiting[] {
+    const oldest = this.hooks.now() - KEPT_MILLISECONDS;
+    try {
+      const kept: Waiting[] = JSON.parse(this.storage?.getItem(key) ?? "[]");
+      return kept.filter((waiting) => waiting.made > oldest);
+    } catch {
+      return [];
+    }
+  }
+}
+
+function sameTarget(a: Change, b: Change): boolean {
+  return a.id === b.id && (a.kind === "flag") === (b.kind === "flag");
+}

@@ -1,0 +1,265 @@
+/**
+ * One mask in the making, as stages/assisted_manual.py has it: each click or box is answered by the
+ * model, which is also shown its own previous answer; strokes have the last word. Every action keeps
+ * its answer, so undo and redo ask nothing, and the log replays to the same mask.
+ */
+
+import type { Interaction, MaskPayload } from "./api";
+import type { Point } from "./geometry";
+import { emptyHistory, type History, push, redo, undo } from "./history";
+import { boxOf, EMPTY, isEmpty, type Mask, subtract, trim, union } from "./mask";
+import type { Answer, Prompt } from "./prompt";
+import { decodeRle, encodeRle, type Size } from "./rle";
+import type { Upscale } from "./upscale";
+
+/** What the model said to one click or box. */
+interface Reply {
+  /** The outputs offered: whole, part and subpart, or the single one. */
+  offered: { logits: Float32Array; predictedIou: number }[];
+  chosen: number;
+  mask: Mask;
+  stabilityScore: number;
+}
+
+interface Action {
+  kind: "point" | "box" | "brush";
+  /** point: x, y; box and brush: x0, y0, x1, y1, both ends inclusive. Image pixels. */
+  coords: readonly number[];
+  label: number;
+  seconds: number;
+  /** Of a click or box. */
+  reply: Reply | null;
+  /** Of the brush: all pixels that the stroke went over. */
+  stroke: Mask | null;
+  /** After this action. */
+  mask: Mask;
+}
+
+export type Ask = (prompt: Prompt) => Promise<Answer>;
+
+export class MaskSession {
+  private history: History<Action> = emptyHistory();
+  private marked: number;
+  private readonly began: number;
+
+  /**
+   * `id`: under which the mask is saved. `clock`: active seconds, of any origin. `earlierSeconds`:
+   * spent on the mask before it was taken up again.
+   */
+  constructor(
+    readonly id: string,
+    private readonly size: Size,
+    private readonly upscale: Upscale,
+    private readonly ask: Ask,
+    private readonly clock: () => number,
+    private readonly earlierSeconds = 0,
+  ) {
+    this.began = this.marked = clock();
+  }
+
+  /** Takes up a saved mask where its log ends; the model is asked again for what the log lacks. */
+  static async resume(saved: MaskPayload, session: MaskSession): Promise<MaskSession> {
+    for (const { kind, coords, label, seconds, output, stroke, answer } of saved.interactions) {
+      const action = { kind, coords, label, seconds, mask: decodeRle(answer) };
+      if (kind === "brush") {
+        const drawn = stroke ? decodeRle(stroke) : EMPTY;
+        session.history = push(session.history, { ...action, reply: null, stroke: drawn });
+      } else {
+        const said = await session.ask(session.promptWith(kind, coords, label));
+        const reply = session.replyTo(said, kind, output);
+        session.history = push(session.history, { ...action, reply, stroke: null });
+      }
+    }
+    return session;
+  }
+
+  get mask(): Mask {
+    return this.last?.mask ?? EMPTY;
+  }
+
+  get actions(): readonly Action[] {
+    return this.history.done;
+  }
+
+  get canRedo(): boolean {
+    return this.history.undone.length > 0;
+  }
+
+  /** Predicted IoU of each output that may be chosen; empty when there is no choice. */
+  get choices(): readonly number[] {
+    const offered = this.lastReply?.offered ?? [];
+    return offered.length > 1 ? offered.map((output) => output.predictedIou) : [];
+  }
+
+  get chosen(): number {
+    return this.lastReply?.chosen ?? 0;
+  }
+
+  get predictedIou(): number | null {
+    const reply = this.lastReply;
+    return reply ? reply.offered[reply.chosen].predictedIou : null;
+  }
+
+  /** Active time so far. */
+  get seconds(): number {
+    return this.earlierSeconds + Math.max(0, this.clock() - this.began);
+  }
+
+  /** The prompt that a further click or box makes. */
+  promptWith(kind: "point" | "box", coords: readonly number[], label: number): Prompt {
+    const clicks = this.actions.filter((action) => action.kind === "point");
+    const boxes = this.actions.filter((action) => action.kind === "box");
+    const points = clicks.map(({ coords: [x, y] }) => ({ x, y }));
+    const labels = clicks.map((action) => action.label);
+    const reply = this.lastReply;
+    return {
+      points: kind === "point" ? [...points, { x: coords[0], y: coords[1] }] : points,
+      labels: kind === "point" ? [...labels, label] : labels,
+      box: kind === "box" ? coords : (boxes[boxes.length - 1]?.coords ?? null),
+      maskInput: reply ? reply.offered[reply.chosen].logits : null,
+    };
+  }
+
+  /** `known`: the answer, when a hover at the same place has it already. */
+  async click(point: Point, label: number, known: Answer | null = null): Promise<void> {
+    await this.prompt("point", [point.x, point.y], label, known);
+  }
+
+  async dragBox(box: readonly number[]): Promise<void> {
+    await this.prompt("box", box, 1, null);
+  }
+
+  /** Paints (1) or erases (0) without asking the model. False when the stroke touches no pixel. */
+  brush(stroke: Mask, label: number): boolean {
+    const touched = trim(stroke);
+    if (isEmpty(touched)) return false;
+    const box = boxOf(touched);
+    const action = {
+      kind: "brush" as const,
+      coords: [box.x0, box.y0, box.x1 - 1, box.y1 - 1],
+      label,
+      seconds: this.lap(),
+      reply: null,
+      stroke: touched,
+    };
+    this.history = push(this.history, { ...action, mask: withStrokes(this.mask, [action]) });
+    return true;
+  }
+
+  /** Whole, part or subpart. Later strokes stay on top. False when there is no such choice. */
+  choose(output: number): boolean {
+    const index = this.actions.findLastIndex((action) => action.reply);
+    const reply = index < 0 ? null : this.actions[index].reply;
+    if (!reply || reply.offered.length === 1 || output >= reply.offered.length) return false;
+    const enlarged = this.upscale.enlarge(reply.offered[output].logits);
+    const chosen: Reply = { ...reply, chosen: output, ...enlarged };
+    const done = [...this.actions];
+    let mask = withStrokes(chosen.mask, done.slice(0, index));
+    done[index] = { ...done[index], reply: chosen, mask };
+    for (let later = index + 1; later < done.length; later++) {
+      mask = withStrokes(mask, [done[later]]);
+      done[later] = { ...done[later], mask };
+    }
+    this.history = { done, undone: [] };
+    return true;
+  }
+
+  undo(): boolean {
+    const before = this.history;
+    this.history = undo(before);
+    return this.history !== before;
+  }
+
+  redo(): boolean {
+    const before = this.history;
+    this.history = redo(before);
+    return this.history !== before;
+  }
+
+  /** What is saved. Null without a mask, or without a click or box that the model answered. */
+  record(): MaskPayload | null {
+    const reply = this.lastReply;
+    if (!reply || isEmpty(this.mask)) return null;
+    return {
+      segmentation: encodeRle(this.mask, this.size),
+      predicted_iou: reply.offered[reply.chosen].predictedIou,
+      stability_score: reply.stabilityScore,
+      seconds: rounded(this.seconds),
+      interactions: this.actions.map((action) => this.logged(action)),
+    };
+  }
+
+  /** What the model's answer to the first prompt of a mask looks like before it is clicked. */
+  preview(answer: Answer): Mask {
+    return this.replyTo(answer, "point", null).mask;
+  }
+
+  private async prompt(
+    kind: "point" | "box",
+    coords: readonly number[],
+    label: number,
+    known: Answer | null,
+  ): Promise<void> {
+    const seconds = this.lap();
+    const answer = known ?? (await this.ask(this.promptWith(kind, coords, label)));
+    const reply = this.replyTo(answer, kind, null);
+    const mask = withStrokes(reply.mask, this.actions);
+    this.history = push(this.history, { kind, coords, label, seconds, reply, stroke: null, mask });
+  }
+
+  /** One point is ambiguous and gets three outputs; all other prompts get the single one. */
+  private replyTo(answer: Answer, kind: "point" | "box", output: number | null): Reply {
+    const cells = this.upscale.side ** 2;
+    const channels = this.lastReply || kind === "box" ? [0] : [1, 2, 3];
+    const offered = channels.map((channel) => ({
+      logits: answer.lowResMasks.slice(channel * cells, (channel + 1) * cells),
+      predictedIou: answer.predictedIou[channel],
+    }));
+    const best = offered.reduce((a, b) => (b.predictedIou > a.predictedIou ? b : a));
+    const chosen = Math.min(output ?? offered.indexOf(best), offered.length - 1);
+    return { offered, chosen, ...this.upscale.enlarge(offered[chosen].logits) };
+  }
+
+  private logged(action: Action): Interaction {
+    const { kind, label, seconds, reply, stroke } = action;
+    return {
+      kind,
+      coords: [...action.coords],
+      label,
+      output: reply ? reply.chosen : null,
+      seconds: rounded(seconds),
+      predicted_iou: reply ? reply.offered[reply.chosen].predictedIou : null,
+      answer: encodeRle(action.mask, this.size),
+      stroke: stroke ? encodeRle(stroke, this.size) : null,
+    };
+  }
+
+  private get last(): Action | undefined {
+    return this.actions[this.actions.length - 1];
+  }
+
+  private get lastReply(): Reply | null {
+    return this.actions.findLast((action) => action.reply)?.reply ?? null;
+  }
+
+  /** Active seconds since the action before. */
+  private lap(): number {
+    const now = this.clock();
+    const seconds = Math.max(0, now - this.marked);
+    this.marked = now;
+    return seconds;
+  }
+}
+
+/** Strokes over a mask, in their order: painting undoes erasing, and erasing painting. */
+function withStrokes(mask: Mask, actions: readonly Pick<Action, "stroke" | "label">[]): Mask {
+  let result = mask;
+  for (const { stroke, label } of actions) {
+    if (stroke) result = label ? union(result, stroke) : subtract(result, stroke);
+  }
+  return trim(result);
+}
+
+function rounded(seconds: number): number {
+  return Math.round(seconds * 1000) / 1000;
+}

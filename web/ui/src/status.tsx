@@ -1,0 +1,86 @@
+import { useEffect, useState } from "preact/hooks";
+import type { Progress } from "./api";
+import type { Workspace } from "./workspace";
+
+export function Header(props: { workspace: Workspace; onLeave: () => void }) {
+  const { workspace } = props;
+  const { me, task, progress } = workspace;
+  const stage = (task?.stage ?? me.stage).replace("_", " ");
+  return (
+    <header class="top">
+      <strong>SA Engine</strong>
+      <span>
+        {me.run}, round {me.round}, {stage}
+      </span>
+      {task && <span class="file" title={`checkpoint ${task.checkpoint}`}>{task.file_name}</span>}
+      <span class="space" />
+      {progress && <ProgressLine {...progress} />}
+      <span>{me.name}</span>
+      <button type="button" onClick={props.onLeave}>
+        Sign out
+      </button>
+    </header>
+  );
+}
+
+function ProgressLine(progress: Progress) {
+  const { submitted, masks, seconds_per_mask: seconds } = progress;
+  const all = progress.open + progress.leased + submitted + progress.given_up;
+  return (
+    <span class="progress">
+      <progress value={submitted} max={Math.max(all, 1)} aria-label="Images submitted" />
+      {submitted} of {all} images, {masks} {masks === 1 ? "mask" : "masks"}
+      {masks > 0 && `, ${seconds.toFixed(1)} s each`}
+    </span>
+  );
+}
+
+export function StatusLine(props: { workspace: Workspace }) {
+  const { workspace } = props;
+  const { saves } = workspace;
+  return (
+    <footer class="status">
+      <span id="status" role="status" aria-live="polite" class={workspace.isAlarm ? "error" : ""}>
+        {workspace.message}
+      </span>
+      <span class="space" />
+      {workspace.busy > 0 && <span class="asking">asking the model…</span>}
+      <Clock workspace={workspace} />
+      <DecoderLine workspace={workspace} />
+      <span class={saves.count ? "unsaved" : "saved"} data-unsaved={saves.count} role="status" aria-label="Saving">
+        {saves.count ? `${saves.count} not saved yet` : "all saved"}
+      </span>
+    </footer>
+  );
+}
+
+function Clock(props: { workspace: Workspace }) {
+  const [, tick] = useState(0);
+  useEffect(() => {
+    const timer = setInterval(() => tick((count) => count + 1), 1000);
+    return () => clearInterval(timer);
+  }, []);
+  const { workspace } = props;
+  if (!workspace.task) return null;
+  const isLong = workspace.maskSeconds > workspace.task.max_mask_seconds;
+  return (
+    <span title="Active time: pauses above 30 s do not count">
+      <span class={isLong ? "unsaved" : ""}>mask {workspace.maskSeconds.toFixed(0)} s</span>, image{" "}
+      {workspace.imageSeconds.toFixed(0)} s
+    </span>
+  );
+}
+
+function DecoderLine(props: { workspace: Workspace }) {
+  const { using, milliseconds } = props.workspace.decoder.status;
+  const measured = (["page", "server"] as const)
+    .filter((name) => milliseconds[name] !== null)
+    .map((name) => `${name} ${milliseconds[name]?.toFixed(0)} ms`)
+    .join(", ");
+  return (
+    <span data-decoder={using} title={measured || "not measured yet"}>
+      decoder: {using}
+      {milliseconds[using] !== null && ` ${milliseconds[using]?.toFixed(0)} ms`}
+    </span>
+  );
+}

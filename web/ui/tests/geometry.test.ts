@@ -1,0 +1,50 @@
+import { expect, test } from "vitest";
+import { dragBox, fit, inputSize, pan, pixelAt, toImage, toInput, toScreen, zoomAt } from "../src/geometry";
+
+const IMAGE = { width: 2250, height: 1500 };
+const CANVAS = { width: 900, height: 700 };
+
+test("a fitted image lies in the middle and within the canvas", () => {
+  const view = fit(IMAGE, CANVAS, 0);
+  expect(view).toEqual({ scale: 0.4, x: 0, y: 50 });
+});
+
+test("zooming keeps the place under the cursor", () => {
+  let view = fit(IMAGE, CANVAS);
+  const cursor = { x: 321, y: 123 };
+  const before = toImage(view, cursor);
+  for (const factor of [1.3, 2, 0.5, 100, 1e-9]) {
+    view = zoomAt(view, cursor, factor);
+    expect(toImage(view, cursor).x).toBeCloseTo(before.x, 6);
+    expect(toImage(view, cursor).y).toBeCloseTo(before.y, 6);
+    expect(view.scale).toBeGreaterThanOrEqual(0.05);
+    expect(view.scale).toBeLessThanOrEqual(40);
+  }
+});
+
+test("panning never loses the image", () => {
+  const view = pan(fit(IMAGE, CANVAS), 1e6, -1e6, IMAGE, CANVAS);
+  expect(view.x).toBe(860);
+  expect(view.y).toBeCloseTo(40 - 1500 * view.scale);
+});
+
+test("screen and image are inverse to each other", () => {
+  const view = zoomAt(fit(IMAGE, CANVAS), { x: 10, y: 20 }, 3);
+  const back = toScreen(view, toImage(view, { x: 77, y: 88 }));
+  expect(back.x).toBeCloseTo(77);
+  expect(back.y).toBeCloseTo(88);
+});
+
+test("pixels and boxes stay within the image", () => {
+  expect(pixelAt({ x: 2249.9, y: 0 }, IMAGE)).toEqual({ x: 2249, y: 0 });
+  expect(pixelAt({ x: 2250, y: 0 }, IMAGE)).toBeNull();
+  expect(pixelAt({ x: -0.1, y: 3 }, IMAGE)).toBeNull();
+  expect(dragBox({ x: 30.5, y: 40.5 }, { x: -10, y: 9e9 }, IMAGE)).toEqual([0, 40, 30, 1499]);
+  expect(dragBox({ x: -30, y: -40 }, { x: -10, y: 10 }, IMAGE)).toBeNull();
+});
+
+test("the input frame is the longest side's", () => {
+  expect(inputSize(IMAGE, 1024)).toEqual({ width: 1024, height: 683 });
+  expect(inputSize({ width: 1, height: 4000 }, 1024)).toEqual({ width: 1, height: 1024 });
+  expect(toInput({ x: 1125, y: 1500 }, IMAGE, 1024)).toEqual([512, 683]);
+});

@@ -1,0 +1,44 @@
+import { expect, test } from "vitest";
+import { area, contains, EMPTY, isEmpty, outline, strokeMask, subtract, trim, union } from "../src/mask";
+import { maskOf, randomMask, seeded, whole } from "./random";
+
+const SIZE = { width: 23, height: 17 };
+
+test("union and difference are those of the pixels", () => {
+  const random = seeded(1);
+  for (let trial = 0; trial < 200; trial++) {
+    const [a, b] = [randomMask(random, SIZE), randomMask(random, SIZE)];
+    const [pixelsA, pixelsB] = [whole(a, SIZE), whole(b, SIZE)];
+    expect(whole(union(a, b), SIZE)).toEqual(pixelsA.map((bit, at) => bit | pixelsB[at]));
+    expect(whole(subtract(a, b), SIZE)).toEqual(pixelsA.map((bit, at) => bit & (pixelsB[at] ^ 1)));
+    expect(area(a)).toBe(pixelsA.reduce((sum, bit) => sum + bit, 0));
+  }
+});
+
+test("trimming keeps the pixels and drops empty rows and columns", () => {
+  const trimmed = trim(maskOf(["....", ".#..", ".##.", "...."], { x: 5, y: 6 }));
+  expect(trimmed).toEqual(maskOf(["#.", "##"], { x: 6, y: 7 }));
+  expect(trim(maskOf(["..", ".."]))).toBe(EMPTY);
+  expect(isEmpty(EMPTY)).toBe(true);
+});
+
+test("a place is in the mask when its pixel is", () => {
+  const mask = maskOf(["#.", "##"], { x: 6, y: 7 });
+  expect(contains(mask, 6.9, 7.1)).toBe(true);
+  expect(contains(mask, 7.1, 7.1)).toBe(false);
+  expect(contains(mask, 5.9, 7.1)).toBe(false);
+});
+
+test("an outline is the rim of the mask", () => {
+  const rim = outline(maskOf(["#####", "#####", "#####", "#####", "#####"]), 1);
+  expect(Array.from(rim)).toEqual(Array.from(maskOf(["#####", "#...#", "#...#", "#...#", "#####"]).bits));
+});
+
+test("a dab of the brush is a disc, a stroke a band, and neither leaves the image", () => {
+  expect(strokeMask([{ x: 5.5, y: 5.5 }], 1, SIZE)).toEqual(maskOf([".#.", "###", ".#."], { x: 4, y: 4 }));
+  const band = strokeMask([{ x: 2, y: 8 }, { x: 12, y: 8 }], 2, SIZE);
+  expect([band.x, band.y, band.width, band.height]).toEqual([0, 6, 14, 4]);
+  const corner = strokeMask([{ x: -1, y: -1 }, { x: 1, y: 1 }], 3, SIZE);
+  expect([corner.x, corner.y]).toEqual([0, 0]);
+  expect(strokeMask([{ x: -9, y: -9 }], 3, SIZE)).toBe(EMPTY);
+});

@@ -1,0 +1,127 @@
+import { expect, test } from "vitest";
+import { type MaskPayload, Refused, Unreached } from "../src/api";
+import { type Change, SaveQueue, type SavingHooks } from "../src/saving";
+
+const MASK = { seconds: 1 } as MaskPayload;
+const task = (task_id: string, lease: string) => ({ task_id, lease, file_name: `${task_id}.jpg` });
+const save = (id: string, mask = MASK): Change => ({ kind: "save", id, mask });
+
+class Storage {
+  items = new Map<string, string>();
+  getItem = (key: string): string | null => this.items.get(key) ?? null;
+  setItem = (key: string, text: string): void => void this.items.set(key, text);
+  removeItem = (key: string): void => void this.items.delete(key);
+}
+
+/** A server that answers each request as the test says. */
+function desk(storage: Storage | null = null) {
+  const sent: string[] = [];
+  const events: string[] = [];
+  const answers: (Error | null)[] = [];
+  const sleeps: number[] = [];
+  const hooks: SavingHooks = {
+    async send(taskId, lease, change) {
+      sent.push(`${taskId} ${lease} ${change.kind} ${change.id}`);
+      const answer = answers.shift();
+      if (answer) throw answer;
+    },
+    changed: () => {},
+    refused: ({ change }, error) => void events.push(`refused ${change.id} ${error.message}`),
+    passedOn: (taskId) => void events.push(`passed on ${taskId}`),
+    sleep: async (milliseconds) => void sleeps.push(milliseconds),
+    now: () => 1e12,
+  };
+  return { sent, events, answers, sleeps, queue: new SaveQueue(hooks, storage, "unsaved") };
+}
+
+const settled = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 0));
+
+test("changes are sent at once, in order", async () => {
+  const { queue, sent } = desk();
+  queue.hold(task("t", "l"));
+  queue.add("t", save("a"));
+  queue.add("t", { kind: "flag", id: "a", flagged: true });
+  queue.add("t", { kind: "delete", id: "b" });
+  expect(queue.count).toBe(3);
+  await settled();
+  expect(sent).toEqual(["t l save a", "t l flag a", "t l delete b"]);
+  expect(queue.count).toBe(0);
+});
+
+test("while the server is away a change is tried again, ever less often, and counts as unsaved", async () => {
+  const { queue, sent, answers, sleeps } = desk();
+  answers.push(...Array.from({ length: 7 }, () => new Unreached("away")));
+  queue.hold(task("t", "l"));
+  queue.add("t", save("a"));
+  await settled();
+  expect(sent.length).toBe(8);
+  expect(sleeps).toEqual([500, 1000, 2000, 4000, 8000, 15000, 15000]);
+  expect(queue.count).toBe(0);
+});
+
+test("a newer change takes the older one's place, also while that is on its way", async () => {
+  const { queue, sent } = desk();
+  queue.hold(task("t", "l"));
+  queue.add("t", save("a"));
+  queue.add("t", { kind: "delete", id: "a" });
+  await settled();
+  expect(sent).toEqual(["t l save a", "t l delete a"]);
+});
+
+test("a stale lease keeps the changes until the same task is held again", async () => {
+  const { queue, sent, events, answers } = desk();
+  answers.push(new Refused(409, "stale"));
+  queue.hold(task("t", "old"));
+  queue.add("t", save("a"));
+  await settled();
+  expect(events).toEqual(["passed on t"]);
+  queue.hold(task("other", "l"));
+  queue.add("other", save("b"));
+  await settled();
+  expect(queue.of("t").length).toBe(1);
+  queue.hold(task("t", "new"));
+  await settled();
+  expect(sent).toEqual(["t old save a", "other l save b", "t new save a"]);
+});
+
+test("signed out, changes wait for the next sign-in", async () => {
+  const { queue, sent, answers } = desk();
+  answers.push(new Refused(401, "who?"));
+  queue.hold(task("t", "l"));
+  queue.add("t", save("a"));
+  queue.add("t", save("b"));
+  await settled();
+  expect(sent.length).toBe(1);
+  queue.resume();
+  await settled();
+  expect(queue.count).toBe(0);
+});
+
+test("what the server will never take is said and not tried again", async () => {
+  const { queue, sent, events, answers } = desk();
+  answers.push(new Refused(422, "too small"));
+  queue.hold(task("t", "l"));
+  queue.add("t", save("a"));
+  queue.add("t", save("b"));
+  await settled();
+  expect(events).toEqual(["refused a too small"]);
+  expect(sent).toEqual(["t l save a", "t l save b"]);
+});
+
+test("a page that was closed sends its changes when the task comes back", async () => {
+  const storage = new Storage();
+  const before = desk(storage);
+  before.answers.push(new Refused(401, "who?"));
+  before.queue.hold(task("t", "l"));
+  before.queue.add("t", save("a"));
+  await settled();
+  const { queue, sent } = desk(storage);
+  queue.hold(task("other", "l"));
+  queue.add("other", save("b"));
+  await settled();
+  queue.hold(task("t", "new"));
+  expect(queue.of("t")).toEqual([save("a")]);
+  await settled();
+  expect(sent).toEqual(["other l save b", "t new save a"]);
+  expect(storage.items.size).toBe(0);
+});
