@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
-        desk = waiting_desk(store, options.images)
+        desk, run = waiting_desk(store, options.images)
         accounts = Accounts(tasks_url(store, desk.config), clock=time.time)
         tokens = {
             f"annotator {number}": accounts.add(f"annotator {number}", Role.ANNOTATOR)
@@ -97,10 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             saved = dict(zip(tokens, (each.result() for each in work), strict=True))
         report(clock)
         check(desk, saved)
+        if not desk.tasks_left():
+            run.join()  # it is sealing its round, in a folder that is about to go
 
 
-def waiting_desk(store: Store, images: int) -> Desk:
-    """Of a run in a thread that waits for people until this process ends."""
+def waiting_desk(store: Store, images: int) -> tuple[Desk, threading.Thread]:
+    """The desk of a run, and the run: a thread that waits for people until this process ends."""
     config = parse_config(CONFIG.format(images=images), "benchmark")
     quiet = Progress(Console(file=StringIO()))
     work = threading.Thread(
@@ -111,7 +113,7 @@ def waiting_desk(store: Store, images: int) -> Desk:
         try:
             desk = Desk(store)
             if desk.tasks_left():
-                return desk
+                return desk, work
         except Exception:  # the run has not come so far
             pass
         time.sleep(0.5)

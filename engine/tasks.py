@@ -3,7 +3,8 @@
 Annotators, simulated or human, are clients of the same calls. A lease is a promise with an end: who
 holds a live one may renew, submit, release or fail the task; once it has expired, anybody may claim
 the task anew and the old lease is refused. Submitting is idempotent: sent twice under one lease,
-the first is kept. One process owns the queue; time comes from its clock.
+the first is kept. The run and its annotation server may share a queue: in SQLite on one machine, in
+PostgreSQL anywhere; time comes from the clock of whoever asks.
 """
 
 import sqlite3
