@@ -145,10 +145,14 @@ class Desk:
 
     @cached_property
     def round(self) -> OpenRound:
-        """
+        """The round that waits, or the last one that did.
+
         Raises:
             EngineError: no round waits for people now.
         """
+        return self._waiting_round()
+
+    def _waiting_round(self) -> OpenRound:
         for index, mine in enumerate(self.config.rounds):
             folder = self.config.round_folder(index)
             waits = mine.annotator == "people" and mine.stage is not StageName.FULLY_AUTOMATIC
@@ -165,7 +169,23 @@ class Desk:
 
     def claim(self, annotator: str) -> Task | None:
         lease = self.queue.claim(annotator, self.round.index)
+        if lease is None and self._take_up_next_round():
+            lease = self.queue.claim(annotator, self.round.index)
         return None if lease is None else self._task(lease)
+
+    def _take_up_next_round(self) -> bool:
+        """Whether this round is over and another one waits."""
+        with self._deciding:
+            if load_outcome(self.store, self.round.folder) is None:
+                return False
+            try:
+                following = self._waiting_round()
+            except EngineError:
+                return False
+            for name in ("decoder_onnx", "_session", "_context"):
+                self.__dict__.pop(name, None)  # they were the last checkpoint's
+            self.round = following
+            return True
 
     def lease(self, task_id: int, token: str) -> Lease:
         """

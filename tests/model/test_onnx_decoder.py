@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -9,16 +11,22 @@ from model.onnx_decoder import INPUTS, export_decoder
 from model.prompt_encoder import Prompts
 from model.sam import Sam
 
-MODELS = {"random": tiny_sam(0), "shipped": load_checkpoint("sa-tiny").sam.eval()}
-SESSIONS = {
-    name: onnxruntime.InferenceSession(export_decoder(sam), providers=["CPUExecutionProvider"])
-    for name, sam in MODELS.items()
-}
+
+@dataclass(frozen=True)
+class Exported:
+    sam: Sam
+    session: onnxruntime.InferenceSession
+
+    def ask(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        named = {key: value.numpy() for key, value in zip(INPUTS, inputs, strict=True)}
+        return [torch.from_numpy(output) for output in self.session.run(None, named)]
 
 
-def ask(name: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    named = {key: value.numpy() for key, value in zip(INPUTS, inputs, strict=True)}
-    return [torch.from_numpy(output) for output in SESSIONS[name].run(None, named)]
+@pytest.fixture(scope="module", params=["random", "shipped"])
+def exported(request: pytest.FixtureRequest) -> Exported:
+    sam = tiny_sam(0) if request.param == "random" else load_checkpoint("sa-tiny").sam.eval()
+    file = export_decoder(sam)
+    return Exported(sam, onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]))
 
 
 def prompts_of(sam: Sam, count: int, *, box: bool, mask: bool) -> tuple[Prompts, torch.Tensor]:
@@ -37,13 +45,12 @@ def prompts_of(sam: Sam, count: int, *, box: bool, mask: bool) -> tuple[Prompts,
     return prompts, mask_input
 
 
-@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("count", [1, 3, 7])
 @pytest.mark.parametrize(("box", "mask"), [(False, False), (True, False), (False, True)])
 def test_the_exported_decoder_answers_as_torch_does(
-    name: str, count: int, box: bool, mask: bool
+    exported: Exported, count: int, box: bool, mask: bool
 ) -> None:
-    sam = MODELS[name]
+    sam = exported.sam
     side = sam.config.embedding_size
     embedding = torch.randn(1, sam.config.embed_dim, side, side) * 0.3
     prompts, mask_input = prompts_of(sam, count, box=box, mask=mask)
@@ -53,8 +60,7 @@ def test_the_exported_decoder_answers_as_torch_does(
         more, meaning = prompts.boxes.reshape(1, 2, 2), torch.tensor([[2, 3]])
     else:
         more, meaning = torch.zeros(1, 1, 2), torch.tensor([[-1]])
-    masks, iou = ask(
-        name,
+    masks, iou = exported.ask(
         embedding,
         torch.cat([prompts.point_coords, more], dim=1),
         torch.cat([prompts.point_labels, meaning], dim=1),

@@ -1,14 +1,28 @@
 """The annotation server over HTTP, as the page uses it and as an attacker would."""
 
 import base64
+import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fastapi.testclient import TestClient
 
-from offices import HEADER, SIDE, Office, claim, drawn, rle, save, submit
+from offices import (
+    HEADER,
+    PEOPLE,
+    SIDE,
+    Office,
+    claim,
+    drawn,
+    open_office,
+    rle,
+    save,
+    submit,
+)
 from stages.records import ImageStatus, Source
+from tiny_runs import MANUAL, TinyRun
 from web.accounts import Role
 from web.app import MAX_BODY_BYTES, create_app
 
@@ -103,6 +117,27 @@ def test_a_prefilled_round_shows_what_the_model_drew(semi_office: Office) -> Non
         assert sources == [Source.PREFILLED] * left + [Source.ANNOTATED]
         assert record.drops.get("flagged", 0) == shown[record.image_id] - left
         assert [mask.id for mask in record.masks] == list(range(len(sources)))
+
+
+def test_the_next_round_is_taken_up_when_one_is_over(tmp_path: Path) -> None:
+    rounds = [MANUAL | PEOPLE | {"images": 1}, MANUAL | PEOPLE | {"images": 1, "retrain": False}]
+    office = open_office(TinyRun(tmp_path, rounds, 2))
+    client = office.client()
+    first = claim(client)
+    assert save(client, first, drawn()) == 204
+    assert submit(client, first) == 204
+    deadline = time.monotonic() + 60
+    while (answer := client.post("/api/tasks/claim")).status_code == 204:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    second = answer.json()
+    assert second["checkpoint"].startswith("round-00@")
+    assert second["checkpoint"] != first["checkpoint"]
+    assert client.get("/api/me").json()["round"] == 1
+    assert client.get("/api/decoder").headers["ETag"] == f'"{second["checkpoint"]}"'
+    assert submit(client, second) == 204
+    office.finish()
+    office.run.assert_whole()
 
 
 def test_image_embedding_and_decoder_are_what_the_page_needs(office: Office) -> None:

@@ -15,7 +15,7 @@ export class PageBackend implements Backend {
   private nextId = 0;
 
   async open(task: Task): Promise<void> {
-    await this.call({ kind: "open", imageId: String(task.image_id), embeddingShape: task.embedding_shape });
+    await this.call({ kind: "open", imageId: String(task.image_id), checkpoint: task.checkpoint, embeddingShape: task.embedding_shape });
   }
 
   async decode(task: Task, prompt: ModelPrompt): Promise<Answer> {

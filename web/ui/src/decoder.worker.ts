@@ -7,7 +7,7 @@ import { floatsToHalves, halvesToFloats } from "./half";
 import type { ModelPrompt } from "./prompt";
 
 export type WorkerRequest = { id: number } & (
-  | { kind: "open"; imageId: string; embeddingShape: [number, number, number] }
+  | { kind: "open"; imageId: string; checkpoint: string; embeddingShape: [number, number, number] }
   | { kind: "decode"; imageId: string; prompt: ModelPrompt; side: number }
 );
 
@@ -20,6 +20,7 @@ ort.env.wasm.wasmPaths = { mjs: absolute(loaderUrl), wasm: absolute(wasmUrl) };
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
 
 let decoder: Promise<ort.InferenceSession> | null = null;
+let checkpoint = ""; // of the decoder: the next round may have another one
 let embedding: { imageId: string; tensor: ort.Tensor } | null = null;
 
 self.onmessage = async ({ data }: MessageEvent<WorkerRequest>) => {
@@ -33,6 +34,8 @@ self.onmessage = async ({ data }: MessageEvent<WorkerRequest>) => {
 };
 
 async function open(request: Extract<WorkerRequest, { kind: "open" }>): Promise<object> {
+  if (request.checkpoint !== checkpoint) decoder = null;
+  checkpoint = request.checkpoint;
   decoder ??= bytesOf("/api/decoder").then((file) => ort.InferenceSession.create(new Uint8Array(file)));
   decoder.catch(() => (decoder = null)); // the next task tries again
   const [halves] = await Promise.all([
