@@ -69,7 +69,12 @@ class TinyViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) normalised and padded -> (B, out_channels, S/16, S/16)."""
-        embeddings: Tensor = self.neck(self.stages(images)[-1])
+        features = self.stages(images)[-1]
+        if self.training:
+            embeddings: Tensor = self.neck(features)
+            return embeddings
+        with torch.autocast(features.device.type, enabled=False):  # as in ConvNorm
+            embeddings = self.neck(features.float())
         return embeddings
 
     def stages(self, images: Tensor) -> list[Tensor]:
