@@ -178,13 +178,12 @@ def test_nothing_but_the_sign_in_answers_without_a_session(office: Office) -> No
         "flagged": True,
         "mask": drawn(),
     }
-    for route in app.routes:
-        path = getattr(route, "path", "")
-        if not path.startswith("/api/") or path == "/api/login" or path == "/api/logout":
-            continue
+    routes = app.openapi()["paths"]
+    assert {"/api/login", "/api/tasks/claim", "/api/decode"} <= routes.keys()
+    for path in routes.keys() - {"/api/login", "/api/logout"}:
         url = path.format(task_id=1, image_id=0, mask_id="0" * 32, prefilled_id=0)
-        for method in route.methods:  # type: ignore[attr-defined]
-            answer = stranger.request(method, url, json=None if method == "GET" else body)
+        for method in routes[path]:
+            answer = stranger.request(method, url, json=None if method == "get" else body)
             assert answer.status_code == 401, f"{method} {url}: {answer.status_code}"
     assert stranger.post("/api/login", json={"token": "guess"}).status_code == 401
 

@@ -1,0 +1,98 @@
+"""Images, their embeddings, and the decoder that answers clicks: in the page, or here for it."""
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Header, HTTPException, Response
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
+
+from stages.records import Record
+from web.dependencies import ImageId, Somebody, TheDesk
+from web.desk import Desk
+
+routes = APIRouter(prefix="/api")
+
+MAX_POINTS = 256
+
+
+class DecodeRequest(Record):
+    image_id: Annotated[int, Field(ge=0, lt=2**63)]
+    point_coords: Annotated[
+        tuple[tuple[FiniteFloat, FiniteFloat], ...], Field(max_length=MAX_POINTS)
+    ]
+    """Input frame."""
+    point_labels: tuple[Annotated[int, Field(ge=-1, le=3)], ...]
+    mask_input: str | None = None
+    """Base64 of fp16 logits (s, s)."""
+
+
+class DecodeAnswer(Record):
+    low_res_masks: str
+    """Base64 of fp16 logits (4, s, s)."""
+    predicted_iou: tuple[float, ...]
+
+
+def of_this_round(image_id: ImageId, desk: TheDesk) -> int:
+    return _checked(desk, image_id)
+
+
+RoundImage = Annotated[int, Depends(of_this_round)]
+
+
+@routes.get("/images/{image_id}")
+def image(somebody: Somebody, desk: TheDesk, image_id: RoundImage) -> Response:
+    return Response(desk.image_jpeg(image_id), media_type="image/jpeg")
+
+
+@routes.get("/embeddings/{image_id}")
+def embedding(somebody: Somebody, desk: TheDesk, image_id: RoundImage) -> Response:
+    values = desk.embedding(image_id)
+    return Response(values.astype("<f2").tobytes(), media_type="application/octet-stream")
+
+
+@routes.get("/decoder")
+def decoder(
+    somebody: Somebody,
+    desk: TheDesk,
+    if_none_match: Annotated[str, Header(max_length=200)] = "",
+) -> Response:
+    # Kept by the browser, and asked after by the checkpoint's name: 16 MB once a round.
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{desk.round.checkpoint}"'}
+    if if_none_match == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(desk.decoder_onnx, headers=headers, media_type="application/octet-stream")
+
+
+@routes.post("/decode")
+def decode(body: DecodeRequest, somebody: Somebody, desk: TheDesk) -> DecodeAnswer:
+    if not body.point_coords or len(body.point_labels) != len(body.point_coords):
+        raise HTTPException(422, "point_labels: expected one for each of point_coords")
+    masks, predicted_iou = desk.decode(
+        _checked(desk, body.image_id),
+        np.asarray(body.point_coords, np.float32),
+        np.asarray(body.point_labels, np.int64),
+        None if body.mask_input is None else _logits(body.mask_input, desk.low_res_size),
+    )
+    return DecodeAnswer(
+        low_res_masks=base64.b64encode(masks.astype("<f2").tobytes()).decode(),
+        predicted_iou=tuple(predicted_iou.tolist()),
+    )
+
+
+def _checked(desk: Desk, image_id: int) -> int:
+    if not desk.has_image(image_id):
+        raise HTTPException(404, f"image {image_id} is not one of this round's")
+    return image_id
+
+
+def _logits(encoded: str, side: int) -> NDArray[Any]:
+    try:
+        values = np.frombuffer(base64.b64decode(encoded, validate=True), "<f2")
+    except (binascii.Error, ValueError) as error:
+        raise HTTPException(422, "mask_input: expected base64 of fp16 values") from error
+    if values.size != side * side or not np.isfinite(values).all():
+        raise HTTPException(422, f"mask_input: expected {side} x {side} finite fp16 values")
+    return values.reshape(side, side).astype(np.float32)

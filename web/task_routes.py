@@ -1,0 +1,92 @@
+"""Tasks: claimed, worked on under a lease, and handed in."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException
+from pydantic import Field, FiniteFloat
+
+from stages.records import Record
+from web.dependencies import ImageId, MaskId, Somebody, TaskId, TheDesk, held
+from web.desk import DraftMask, Progress, Task
+
+routes = APIRouter(prefix="/api")
+
+Seconds = Annotated[FiniteFloat, Field(ge=0, le=24 * 3600)]
+
+
+class Held(Record):
+    """Whatever is done to a task names the lease it is done under."""
+
+    lease: Annotated[str, Field(min_length=1, max_length=32)]
+
+
+class SaveMask(Held):
+    mask: DraftMask
+
+
+class Flag(Held):
+    flagged: bool
+
+
+class Submit(Held):
+    seconds: Seconds
+
+
+class Skip(Submit):
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class Renewed(Record):
+    expires_in: float
+
+
+@routes.post("/tasks/claim")
+def claim(somebody: Somebody, desk: TheDesk) -> Task:
+    task = desk.claim(somebody.name)
+    if task is None:
+        raise HTTPException(204)
+    return task
+
+
+@routes.post("/tasks/{task_id}/renew")
+def renew(task_id: TaskId, body: Held, somebody: Somebody, desk: TheDesk) -> Renewed:
+    return Renewed(expires_in=desk.renew(held(desk, task_id, body.lease, somebody)))
+
+
+@routes.put("/tasks/{task_id}/masks/{mask_id}", status_code=204)
+def save(
+    task_id: TaskId, mask_id: MaskId, body: SaveMask, somebody: Somebody, desk: TheDesk
+) -> None:
+    desk.save(held(desk, task_id, body.lease, somebody), mask_id, body.mask)
+
+
+@routes.delete("/tasks/{task_id}/masks/{mask_id}", status_code=204)
+def delete(task_id: TaskId, mask_id: MaskId, body: Held, somebody: Somebody, desk: TheDesk) -> None:
+    desk.delete(held(desk, task_id, body.lease, somebody), mask_id)
+
+
+@routes.put("/tasks/{task_id}/flags/{prefilled_id}", status_code=204)
+def flag(
+    task_id: TaskId, prefilled_id: ImageId, body: Flag, somebody: Somebody, desk: TheDesk
+) -> None:
+    desk.flag(held(desk, task_id, body.lease, somebody), prefilled_id, body.flagged)
+
+
+@routes.post("/tasks/{task_id}/submit", status_code=204)
+def submit(task_id: TaskId, body: Submit, somebody: Somebody, desk: TheDesk) -> None:
+    desk.submit(held(desk, task_id, body.lease, somebody), body.seconds)
+
+
+@routes.post("/tasks/{task_id}/skip", status_code=204)
+def skip(task_id: TaskId, body: Skip, somebody: Somebody, desk: TheDesk) -> None:
+    desk.skip(held(desk, task_id, body.lease, somebody), body.seconds, body.reason)
+
+
+@routes.post("/tasks/{task_id}/release", status_code=204)
+def release(task_id: TaskId, body: Held, somebody: Somebody, desk: TheDesk) -> None:
+    desk.release(held(desk, task_id, body.lease, somebody))
+
+
+@routes.get("/progress")
+def progress(somebody: Somebody, desk: TheDesk) -> Progress:
+    return desk.progress()
