@@ -9,7 +9,7 @@ PostgreSQL anywhere; time comes from the clock of whoever asks.
 
 import sqlite3
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ _TASKS = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("token", sa.String(32), nullable=False, server_default=""),
     sa.Column("owner", sa.Text, nullable=False, server_default=""),
+    sa.Column("holder", sa.String(64), nullable=False, server_default=""),
     sa.Column("expires_at", sa.Float, nullable=False, server_default="0"),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("submission", sa.Text),
@@ -121,6 +122,7 @@ class TaskQueue:
         with self._engine.begin() as connection:  # both as one process or another comes first
             for table in (_TASKS, _DRAFTS):
                 connection.execute(CreateTable(table, if_not_exists=True))
+            _check_columns(connection)
             for index in _TASKS.indexes:
                 connection.execute(CreateIndex(index, if_not_exists=True))
 
@@ -147,36 +149,57 @@ class TaskQueue:
             return self.add(round_index, image_ids)
         return len(rows)
 
-    def claim(self, owner: str, round_index: int) -> Lease | None:
-        """The next task that nobody holds, expired leases first; None when there is none now."""
+    def claim(
+        self,
+        owner: str,
+        round_index: int,
+        *,
+        holder: str = "",
+        holding: Collection[int] | None = None,
+    ) -> Lease | None:
+        """The next task for this owner, under a new lease; None when there is none now.
+
+        First comes what this holder left behind: a task that it still leases and does not name in
+        `holding`. Its old lease ends at once, so nobody waits for it to expire. Then tasks whose
+        leases have expired, then those that nobody ever held.
+
+        One owner may work at several places at once, and must not take a task from under their own
+        hands: what another holder leases is left alone until it expires, and without `holding` so
+        is everything that is leased.
+
+        Args:
+            holder: where the owner works, such as one browser; it knows which of its pages live.
+            holding: tasks that the holder's living pages work on; None: it cannot tell.
+        """
+        values = {
+            "state": TaskState.LEASED,
+            "token": uuid.uuid4().hex,
+            "owner": owner,
+            "holder": holder,
+            "expires_at": self._clock() + self._lease_seconds,
+        }
+        searches = [self._free(round_index)]
+        if holder and holding is not None:
+            searches.insert(0, _left_behind(owner, round_index, holder, holding))
+        with self._engine.begin() as connection:
+            for task_id in searches:
+                lease = sa.update(_TASKS).where(_TASKS.c.task_id == task_id).values(**values)
+                row = connection.execute(lease.returning(_TASKS)).one_or_none()
+                if row is not None:
+                    return _lease(row)
+        return None
+
+    def _free(self, round_index: int) -> sa.ColumnElement[int]:
+        """Id of the next task that nobody holds, as SQL."""
         now = self._clock()
         expired = (_TASKS.c.state == TaskState.LEASED) & (_TASKS.c.expires_at <= now)
         # Two look-ups in the index: one for either state would sort all that are left, every time.
-        following = sa.func.coalesce(
+        return sa.func.coalesce(
             *(
-                sa.select(_TASKS.c.task_id)
-                .where(_TASKS.c.round == round_index, free)
-                .order_by(_TASKS.c.task_id)
-                .limit(1)
-                .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
-                .scalar_subquery()
+                _first(sa.and_(_TASKS.c.round == round_index, free))
                 for free in (expired, _TASKS.c.state == TaskState.OPEN)
             )
         )
-        lease = (
-            sa.update(_TASKS)
-            .where(_TASKS.c.task_id == following)
-            .values(
-                state=TaskState.LEASED,
-                token=uuid.uuid4().hex,
-                owner=owner,
-                expires_at=now + self._lease_seconds,
-            )
-            .returning(_TASKS)
-        )
-        with self._engine.begin() as connection:
-            row = connection.execute(lease).one_or_none()
-        return None if row is None else _lease(row)
 
     def renew(self, lease: Lease) -> Lease:
         """The same lease with its full time ahead. StaleLeaseError when it is no longer held."""
@@ -339,6 +362,32 @@ class TaskQueue:
             return connection.execute(query).one_or_none() is not None
 
 
+def _left_behind(
+    owner: str, round_index: int, holder: str, holding: Collection[int]
+) -> sa.ScalarSelect[int]:
+    """Id of the first task that a holder leases and none of its living pages works on, as SQL."""
+    return _first(
+        sa.and_(
+            _TASKS.c.round == round_index,
+            _TASKS.c.state == TaskState.LEASED,
+            _TASKS.c.owner == owner,
+            _TASKS.c.holder == holder,
+            _TASKS.c.task_id.not_in(list(holding)),
+        )
+    )
+
+
+def _first(condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    return (
+        sa.select(_TASKS.c.task_id)
+        .where(condition)
+        .order_by(_TASKS.c.task_id)
+        .limit(1)
+        .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
+        .scalar_subquery()
+    )
+
+
 def sqlite_url(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{path}"
@@ -351,6 +400,17 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA synchronous=FULL")
     except sqlite3.OperationalError as error:
         raise _refusal(error) from error
+
+
+def _check_columns(connection: sa.Connection) -> None:
+    """A database of an earlier version lacks some, and would fail at a later statement."""
+    for table in (_TASKS, _DRAFTS):
+        known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        if missing := [column.name for column in table.columns if column.name not in known]:
+            raise StorageError(
+                f"the annotation queue was made by an earlier version: table {table.name} has no "
+                f"{', '.join(missing)}; finish the run with that version, or start a new one"
+            )
 
 
 def _refuse(context: sa.engine.ExceptionContext) -> None:

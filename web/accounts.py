@@ -29,6 +29,8 @@ class Role(StrEnum):
 class Account:
     name: str
     role: Role
+    session: str = ""
+    """SHA-256 of the session it was reached by: which browser this is."""
 
 
 _METADATA = sa.MetaData()
@@ -124,7 +126,7 @@ class Accounts:
         )
         with self._engine.connect() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else Account(row.name, Role(row.role))
+        return None if row is None else Account(row.name, Role(row.role), _digest(session))
 
     @staticmethod
     def _names(connection: sa.Connection) -> str:

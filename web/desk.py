@@ -9,6 +9,7 @@ import io
 import json
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -167,11 +168,23 @@ class Desk:
 
     # Tasks
 
-    def claim(self, annotator: str) -> Task | None:
-        lease = self.queue.claim(annotator, self.round.index)
-        if lease is None and self._take_up_next_round():
-            lease = self.queue.claim(annotator, self.round.index)
-        return None if lease is None else self._task(lease)
+    def claim(
+        self, annotator: str, *, browser: str = "", holding: Collection[int] | None = None
+    ) -> Task | None:
+        """The next task; of this browser's, one that no page of it works on comes first.
+
+        Args:
+            holding: tasks that pages open in this browser work on; None: it cannot tell.
+        """
+
+        def lease() -> Lease | None:
+            index = self.round.index
+            return self.queue.claim(annotator, index, holder=browser, holding=holding)
+
+        claimed = lease()
+        if claimed is None and self._take_up_next_round():
+            claimed = lease()
+        return None if claimed is None else self._task(claimed)
 
     def _take_up_next_round(self) -> bool:
         """Whether this round is over and another one waits."""

@@ -14,6 +14,14 @@ routes = APIRouter(prefix="/api")
 Seconds = Annotated[FiniteFloat, Field(ge=0, le=24 * 3600)]
 
 
+class Claim(Record):
+    holding: (
+        Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], Field(max_length=100)] | None
+    ) = None
+    """Tasks that pages open in this browser work on: whatever else it leases is handed out anew.
+    None: the browser cannot tell, and nothing is taken from anybody."""
+
+
 class Held(Record):
     """Whatever is done to a task names the lease it is done under."""
 
@@ -41,8 +49,9 @@ class Renewed(Record):
 
 
 @routes.post("/tasks/claim")
-def claim(somebody: Somebody, desk: TheDesk) -> Task:
-    task = desk.claim(somebody.name)
+def claim(somebody: Somebody, desk: TheDesk, body: Claim | None = None) -> Task:
+    holding = None if body is None else body.holding
+    task = desk.claim(somebody.name, browser=somebody.session, holding=holding)
     if task is None:
         raise HTTPException(204)
     return task

@@ -1,3 +1,4 @@
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import StaleLeaseError
+from engine.errors import StaleLeaseError, StorageError
 from engine.tasks import Lease, TaskCounts, TaskQueue, sqlite_url
 from fakes import ManualClock
 from records import mask_record
@@ -206,6 +207,47 @@ def test_an_owner_that_starts_anew_takes_back_its_own_tasks(queue: TaskQueue) ->
         queue.submit(lost, answer())
     assert queue.submit(others, answer())
     assert claim(queue).image_id == lost.image_id
+
+
+def test_what_a_holder_left_behind_comes_back_to_it_at_once(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1, 2, 3])
+    lost = queue.claim("ann", ROUND, holder="desk", holding=[])
+    again = queue.claim("ann", ROUND, holder="desk", holding=[])
+    assert lost is not None
+    assert again is not None
+    assert (again.task_id, again.token != lost.token) == (lost.task_id, True)
+    with pytest.raises(StaleLeaseError):
+        queue.submit(lost, answer())
+    assert queue.submit(again, answer())
+
+
+def test_nobody_takes_a_task_from_under_their_own_hands(
+    queue: TaskQueue, clock: ManualClock
+) -> None:
+    queue.add(ROUND, range(9))
+
+    def image(owner: str, holder: str, holding: list[int] | None) -> int | None:
+        lease = queue.claim(owner, ROUND, holder=holder, holding=holding)
+        return None if lease is None else lease.image_id
+
+    held = queue.claim("ann", ROUND, holder="desk", holding=[])
+    assert held is not None
+    assert held.image_id == 0
+    assert image("ann", "desk", [held.task_id]) == 1  # another page of the same browser
+    assert image("ann", "laptop", []) == 2
+    assert image("ann", "desk", None) == 3  # a browser that cannot tell
+    assert image("ben", "desk", []) == 4
+    assert image("ann", "", []) == 5
+    assert image("ann", "desk", [held.task_id]) == 1
+    assert queue.submit(held, answer())
+
+
+def test_a_queue_of_an_earlier_version_is_refused(tmp_path: Path, clock: ManualClock) -> None:
+    url = sqlite_url(tmp_path / "run" / "tasks.sqlite")
+    with sqlite3.connect(tmp_path / "run" / "tasks.sqlite") as old:
+        old.execute("CREATE TABLE tasks (task_id INTEGER, round INTEGER, state TEXT, image_id INT)")
+    with pytest.raises(StorageError, match=r"earlier version: table tasks has no .*holder"):
+        TaskQueue(url, clock=clock)
 
 
 def test_a_task_is_given_up_after_its_last_failure(queue: TaskQueue) -> None:

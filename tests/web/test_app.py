@@ -72,6 +72,41 @@ def test_saved_masks_outlive_their_annotator(office: Office) -> None:
     assert [mask.annotator for mask in record.masks] == ["Ada", "Bob"]
 
 
+def test_a_page_that_died_finds_its_task_again_and_one_that_lives_keeps_its_own(
+    office: Office,
+) -> None:
+    def held(client: TestClient, holding: list[int] | None) -> dict[str, Any]:
+        answer = client.post("/api/tasks/claim", json={"holding": holding})
+        assert answer.status_code == 200
+        task: dict[str, Any] = answer.json()
+        return task
+
+    ada = office.client("Ada")
+    died = held(ada, [])
+    assert save(ada, died, drawn()) == 204
+    again = held(ada, [])
+    assert (again["task_id"], len(again["masks"])) == (died["task_id"], 1)
+    assert save(ada, died, drawn()) == 409  # one lease a task
+    ahead = held(ada, [again["task_id"]])
+    assert ahead["task_id"] != again["task_id"]
+    both = [again["task_id"], ahead["task_id"]]
+    assert ada.post("/api/tasks/claim", json={"holding": both}).status_code == 204
+    assert save(ada, again, drawn()) == save(ada, ahead, drawn()) == 204
+    for wrong in ([0], ["x"], [2**40], list(range(1, 200)), "all"):
+        assert ada.post("/api/tasks/claim", json={"holding": wrong}).status_code == 422
+
+
+def test_the_same_person_elsewhere_takes_nothing_from_their_other_browser(office: Office) -> None:
+    token = office.accounts.add("Ada", Role.ANNOTATOR)
+    desk, laptop = (TestClient(office.app, headers=HEADER) for _ in range(2))
+    for browser in (desk, laptop):
+        assert browser.post("/api/login", json={"token": token}).status_code == 204
+    task = desk.post("/api/tasks/claim", json={"holding": []}).json()
+    other = laptop.post("/api/tasks/claim", json={"holding": []}).json()
+    assert other["task_id"] != task["task_id"]
+    assert save(desk, task, drawn()) == 204
+
+
 def test_saving_deleting_and_submitting_twice_count_once(office: Office) -> None:
     client = office.client()
     task, one, two = claim(client), uuid.uuid4().hex, uuid.uuid4().hex
