@@ -10,6 +10,7 @@ from engine import layout
 from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus, CorpusRow, build_corpus
+from engine.database import sqlite_url
 from engine.errors import ConfigError, EngineError
 from engine.evaluation import evaluate, held_out_rows
 from engine.executor import Executor, Failed, run_all
@@ -17,7 +18,7 @@ from engine.ground_truth import GroundTruth, build_ground_truth
 from engine.machines import Machines
 from engine.progress import Progress
 from engine.store import LocalStore, Store
-from engine.tasks import TaskQueue, sqlite_url
+from engine.tasks import TaskQueue
 from stages.evaluation import Evaluation
 
 

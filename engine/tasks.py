@@ -7,17 +7,15 @@ the first is kept. The run and its annotation server may share a queue: in SQLit
 PostgreSQL anywhere; time comes from the clock of whoever asks.
 """
 
-import sqlite3
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.schema import CreateIndex, CreateTable
 
-from engine.errors import StaleLeaseError, StorageError
+from engine.database import open_database
+from engine.errors import StaleLeaseError
 from stages.records import Record, Submission
 
 
@@ -59,6 +57,9 @@ class TaskResult(Record):
     owner: str = ""
     """Who held it last."""
 
+
+_MOST_VALUES = 10_000
+"""In one statement; PostgreSQL takes 65,535."""
 
 _METADATA = sa.MetaData()
 _TASKS = sa.Table(
@@ -108,23 +109,14 @@ class TaskQueue:
     ) -> None:
         """
         Args:
-            url: any that SQLAlchemy understands; see `sqlite_url`.
+            url: see `open_database`.
             clock: seconds since some fixed moment, shared by all who open this queue in turn.
             max_attempts: failures after which a task is given up.
         """
-        self._engine = sa.create_engine(url)
+        self._engine = open_database(url, _METADATA)
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _tune_sqlite)
-        sa.event.listen(self._engine, "handle_error", _refuse)
-        with self._engine.begin() as connection:  # both as one process or another comes first
-            for table in (_TASKS, _DRAFTS):
-                connection.execute(CreateTable(table, if_not_exists=True))
-            _check_columns(connection)
-            for index in _TASKS.indexes:
-                connection.execute(CreateIndex(index, if_not_exists=True))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -215,11 +207,13 @@ class TaskQueue:
         Raises:
             StaleLeaseError: the lease expired or the task passed to somebody else.
         """
-        if self._submitted_under(lease):
-            return False
-        self._change(
-            lease, "submit", state=TaskState.SUBMITTED, submission=submission.model_dump_json()
-        )
+        values = {"state": TaskState.SUBMITTED, "submission": submission.model_dump_json()}
+        try:
+            self._change(lease, "submit", **values)
+        except StaleLeaseError:
+            if self._submitted_under(lease):
+                return False
+            raise
         return True
 
     def save_draft(self, lease: Lease, draft_id: str, content: str) -> None:
@@ -312,13 +306,16 @@ class TaskQueue:
         ended = _TASKS.c.state.in_((TaskState.SUBMITTED, TaskState.GIVEN_UP))
         query = sa.select(
             _TASKS.c.image_id, _TASKS.c.submission, _TASKS.c.owner, _TASKS.c.error
-        ).where(
-            _TASKS.c.round == round_index,
-            _TASKS.c.image_id.in_([int(image_id) for image_id in image_ids]),
-            ended,
-        )
+        ).where(_TASKS.c.round == round_index, ended)
+        ids = [int(image_id) for image_id in image_ids]
         with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
+            rows = [
+                row
+                for first in range(0, len(ids), _MOST_VALUES)
+                for row in connection.execute(
+                    query.where(_TASKS.c.image_id.in_(ids[first : first + _MOST_VALUES]))
+                )
+            ]
         return {
             row.image_id: TaskResult(
                 image_id=row.image_id,
@@ -385,43 +382,6 @@ def _first(condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
         .limit(1)
         .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
         .scalar_subquery()
-    )
-
-
-def sqlite_url(path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{path}"
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    try:
-        connection.execute("PRAGMA busy_timeout=10000")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-    except sqlite3.OperationalError as error:
-        raise _refusal(error) from error
-
-
-def _check_columns(connection: sa.Connection) -> None:
-    """A database of an earlier version lacks some, and would fail at a later statement."""
-    for table in (_TASKS, _DRAFTS):
-        known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
-        if missing := [column.name for column in table.columns if column.name not in known]:
-            raise StorageError(
-                f"the annotation queue was made by an earlier version: table {table.name} has no "
-                f"{', '.join(missing)}; finish the run with that version, or start a new one"
-            )
-
-
-def _refuse(context: sa.engine.ExceptionContext) -> None:
-    """A full disk, a file that cannot be opened, a database out of reach."""
-    if isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
-        raise _refusal(context.original_exception) from context.original_exception
-
-
-def _refusal(error: BaseException) -> StorageError:
-    return StorageError(
-        f"the annotation queue refused: {error}; mend its storage and run the same command again"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from engine.errors import EngineError
 from engine.run import tasks_url
 from stages.rle import encode_rle
 from tiny_runs import TinyRun
@@ -53,6 +54,11 @@ class Office:
             raise self.errors[0]
 
 
+def on(tasks_url: str | None) -> dict[str, Any]:
+    """Changes to the config of a run: where its tasks are."""
+    return {"execution": {"tasks_url": tasks_url}}
+
+
 def open_office(run: TinyRun) -> Office:
     errors: list[BaseException] = []
 
@@ -66,15 +72,26 @@ def open_office(run: TinyRun) -> Office:
     thread.start()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not errors:
-        try:
-            desk = Desk(run.store)
-            if desk.tasks_left():
-                url = tasks_url(run.store, run.config)
-                return Office(run, thread, errors, desk, Accounts(url, clock=time.time))
-        except Exception:  # the run has not come so far
-            pass
+        if (desk := _waiting_desk(run)) is not None:
+            url = tasks_url(run.store, run.config)
+            return Office(run, thread, errors, desk, Accounts(url, clock=time.time))
         time.sleep(0.1)
     raise AssertionError(f"no round came to wait for people: {errors}")
+
+
+def _waiting_desk(run: TinyRun) -> Desk | None:
+    """None while the run has not come so far."""
+    try:
+        desk = Desk(run.store)
+    except (EngineError, OSError):
+        return None
+    try:
+        if desk.tasks_left():
+            return desk
+    except EngineError:
+        pass
+    desk.close()
+    return None
 
 
 def leave(office: Office) -> None:
@@ -85,6 +102,8 @@ def leave(office: Office) -> None:
     while (lease := desk.queue.claim("nobody", desk.round.index)) is not None:
         desk.skip(lease, 0.0, "the test is over")
     office.thread.join(60)
+    desk.close()
+    office.accounts.close()
 
 
 def rle(y0: int = 5, x0: int = 5, y1: int = 30, x1: int = 30) -> dict[str, Any]:

@@ -24,7 +24,7 @@ DOORS = {
         "engine/store.py",
     },
     "pycocotools": {"stages/rle.py"},
-    "sqlalchemy": {"engine/tasks.py", "web/accounts.py"},
+    "sqlalchemy": {"engine/database.py", "engine/tasks.py", "web/accounts.py"},
     "matplotlib": {"engine/figures.py"},
     "typer": {"engine/cli.py"},
 }

@@ -11,8 +11,8 @@ from enum import StrEnum
 from hashlib import sha256
 
 import sqlalchemy as sa
-from sqlalchemy.schema import CreateTable
 
+from engine.database import open_database
 from engine.errors import ConfigError
 
 SESSION_SECONDS = 12 * 3600.0
@@ -56,11 +56,11 @@ class Accounts:
         Args:
             url: of the run's annotation queue; accounts live beside the tasks.
         """
-        self._engine = sa.create_engine(url)
+        self._engine = open_database(url, _METADATA)
         self._clock = clock
-        with self._engine.begin() as connection:
-            for table in (_ACCOUNTS, _SESSIONS):
-                connection.execute(CreateTable(table, if_not_exists=True))
+
+    def close(self) -> None:
+        self._engine.dispose()
 
     def add(self, name: str, role: Role) -> str:
         """A new account, or a new token for one that exists; its old token and sessions end.

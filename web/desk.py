@@ -137,12 +137,15 @@ class Desk:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.config: EngineConfig = frozen_config(store)
-        self.queue = open_queue(store, self.config, lease_seconds=LEASE_SECONDS)
         self._corpus = Corpus(store)
+        self.queue = open_queue(store, self.config, lease_seconds=LEASE_SECONDS)
         self._deciding = threading.Lock()
         self._clock = time.monotonic
         self._progress: Progress | None = None
         self._progress_at = -np.inf
+
+    def close(self) -> None:
+        self.queue.close()
 
     @cached_property
     def round(self) -> OpenRound:

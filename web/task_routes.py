@@ -25,7 +25,7 @@ class Claim(Record):
 class Held(Record):
     """Whatever is done to a task names the lease it is done under."""
 
-    lease: Annotated[str, Field(min_length=1, max_length=32)]
+    lease: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class SaveMask(Held):

@@ -10,11 +10,12 @@ import pytest
 from engine import layout
 from engine.annotation import AnnotationUnit, answer_tasks, assemble_shard
 from engine.context import WorkerContext
+from engine.database import sqlite_url
 from engine.errors import EngineError, StorageError
 from engine.executor import Done, Failed, LocalExecutor, Outcome, Unit, run_unit
 from engine.images import WorkSize
 from engine.shards import ShardHeader, publish_shard, read_records
-from engine.tasks import Lease, TaskCounts, TaskQueue, TaskResult, sqlite_url
+from engine.tasks import Lease, TaskCounts, TaskQueue, TaskResult
 from engine.worker import empty_record
 from fakes import ManualClock
 from records import mask_record

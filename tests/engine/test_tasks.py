@@ -3,12 +3,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from engine.database import sqlite_url
 from engine.errors import StaleLeaseError, StorageError
-from engine.tasks import Lease, TaskCounts, TaskQueue, sqlite_url
+from engine.tasks import Lease, TaskCounts, TaskQueue
 from fakes import ManualClock
 from records import mask_record
 from stages.records import Submission
@@ -23,19 +25,19 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def queue(tmp_path: Path, clock: ManualClock) -> Iterator[TaskQueue]:
-    queue = open_queue(tmp_path, clock)
+def url(tmp_path: Path, tasks_url: str | None) -> str:
+    return tasks_url or sqlite_url(tmp_path / "run" / "tasks.sqlite")
+
+
+@pytest.fixture
+def queue(url: str, clock: ManualClock) -> Iterator[TaskQueue]:
+    queue = open_queue(url, clock)
     yield queue
     queue.close()
 
 
-def open_queue(folder: Path, clock: Callable[[], float]) -> TaskQueue:
-    return TaskQueue(
-        sqlite_url(folder / "run" / "tasks.sqlite"),
-        clock=clock,
-        lease_seconds=LEASE_SECONDS,
-        max_attempts=3,
-    )
+def open_queue(url: str, clock: Callable[[], float]) -> TaskQueue:
+    return TaskQueue(url, clock=clock, lease_seconds=LEASE_SECONDS, max_attempts=3)
 
 
 def answer(seconds: float = 3.5) -> Submission:
@@ -282,24 +284,68 @@ def test_a_task_that_failed_and_was_answered_in_the_end_has_its_answer(queue: Ta
     assert queue.results(ROUND, [1])[1].submission == answer()
 
 
-def test_two_threads_never_hold_the_same_task(queue: TaskQueue) -> None:
-    queue.add(ROUND, range(200))
-    claimed: dict[str, list[int]] = {"ann": [], "ben": []}
-    begin = threading.Barrier(2)
+def test_sixteen_threads_never_hold_the_same_task(queue: TaskQueue) -> None:
+    tasks, threads = 160, 16
+    queue.add(ROUND, range(tasks))
+    held: set[int] = set()
+    answered: list[int] = []
+    returned: set[int] = set()
+    watching = threading.Lock()
+    begin = threading.Barrier(threads)
 
-    def work(owner: str) -> None:
+    def work(number: int) -> None:
         begin.wait()
-        while (lease := queue.claim(owner, ROUND)) is not None:
-            claimed[owner].append(lease.image_id)
-            queue.submit(lease, answer())
+        while (lease := queue.claim(f"annotator {number}", ROUND)) is not None:
+            with watching:
+                assert lease.image_id not in held
+                held.add(lease.image_id)
+                gives_back = lease.image_id % 5 == 0 and lease.image_id not in returned
+                returned.add(lease.image_id)
+            queue.renew(lease)
+            with watching:
+                held.remove(lease.image_id)
+            if gives_back:
+                queue.release(lease)
+            else:
+                assert queue.submit(lease, answer())
+                answered.append(lease.image_id)
 
-    threads = [threading.Thread(target=work, args=(owner,)) for owner in claimed]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(claimed["ann"] + claimed["ben"]) == list(range(200))
-    assert queue.counts(ROUND) == TaskCounts(submitted=200)
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, number) for number in range(threads)]:
+            done.result()
+    while (lease := queue.claim("late", ROUND)) is not None:  # given back when all had left
+        assert queue.submit(lease, answer())
+        answered.append(lease.image_id)
+    assert sorted(answered) == list(range(tasks))
+    assert queue.counts(ROUND) == TaskCounts(submitted=tasks)
+
+
+def test_many_add_the_same_tasks_at_the_same_time(url: str, clock: ManualClock) -> None:
+    begin = threading.Barrier(8)
+
+    def add(_: int) -> int:
+        begin.wait()
+        queue = open_queue(url, clock)  # the tables too are made by all of them
+        new = queue.add(ROUND, range(50))
+        queue.close()
+        return new
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(add, range(8))) == 50
+    queue = open_queue(url, clock)
+    assert queue.counts(ROUND) == TaskCounts(open=50)
+    queue.close()
+
+
+def test_a_submission_that_arrives_twice_at_once_counts_once(queue: TaskQueue) -> None:
+    queue.add(ROUND, range(20))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            lease = claim(queue)
+            kept = list(pool.map(lambda n, held=lease: queue.submit(held, answer(n)), range(4)))
+            assert sorted(kept) == [False, False, False, True]
+            submission = queue.results(ROUND, [lease.image_id])[lease.image_id].submission
+            assert submission == answer(kept.index(True))
 
 
 CLAIMS_AND_DIES = """
@@ -315,10 +361,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_tasks_outlive_the_process_that_kept_them(tmp_path: Path, clock: ManualClock) -> None:
-    url = sqlite_url(tmp_path / "run" / "tasks.sqlite")
+def test_tasks_outlive_the_process_that_kept_them(url: str, clock: ManualClock) -> None:
     assert subprocess.run([sys.executable, "-c", CLAIMS_AND_DIES, url]).returncode < 0
-    queue = open_queue(tmp_path, clock)
+    queue = open_queue(url, clock)
     assert queue.add(ROUND, [1, 2, 3]) == 0
     assert queue.counts(ROUND) == TaskCounts(open=1, leased=1, submitted=1)
     assert queue.results(ROUND, [1])[1].submission == Submission(seconds=4.0)
@@ -332,5 +377,5 @@ def test_tasks_outlive_the_process_that_kept_them(tmp_path: Path, clock: ManualC
 def test_results_of_many_images_are_read_at_once(queue: TaskQueue) -> None:
     queue.add(ROUND, range(3000))
     queue.submit(claim(queue), answer())
-    assert queue.results(ROUND, range(3000)).keys() == {0}
+    assert queue.results(ROUND, range(70_000)).keys() == {0}
     assert queue.results(ROUND, []) == {}

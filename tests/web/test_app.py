@@ -16,6 +16,8 @@ from offices import (
     Office,
     claim,
     drawn,
+    leave,
+    on,
     open_office,
     rle,
     save,
@@ -154,9 +156,9 @@ def test_a_prefilled_round_shows_what_the_model_drew(semi_office: Office) -> Non
         assert [mask.id for mask in record.masks] == list(range(len(sources)))
 
 
-def test_the_next_round_is_taken_up_when_one_is_over(tmp_path: Path) -> None:
+def test_the_next_round_is_taken_up_when_one_is_over(tmp_path: Path, tasks_url: str | None) -> None:
     rounds = [MANUAL | PEOPLE | {"images": 1}, MANUAL | PEOPLE | {"images": 1, "retrain": False}]
-    office = open_office(TinyRun(tmp_path, rounds, 2))
+    office = open_office(TinyRun(tmp_path, rounds, 2, changes=on(tasks_url)))
     client = office.client()
     first = claim(client)
     assert save(client, first, drawn()) == 204
@@ -173,6 +175,7 @@ def test_the_next_round_is_taken_up_when_one_is_over(tmp_path: Path) -> None:
     assert submit(client, second) == 204
     office.finish()
     office.run.assert_whole()
+    leave(office)
 
 
 def test_image_embedding_and_decoder_are_what_the_page_needs(office: Office) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import web.desk
-from offices import HEADER, PEOPLE, Office, claim, drawn, leave, open_office, save, submit
+from offices import HEADER, PEOPLE, Office, claim, drawn, leave, on, open_office, save, submit
 from tiny_runs import MANUAL, TinyRun
 from web.accounts import Role
 from web.desk import Desk
@@ -74,6 +74,7 @@ def test_an_expired_lease_passes_the_task_on_with_its_masks(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web.desk, "LEASE_SECONDS", 0.3)
+    office.desk.close()
     office.desk = Desk(office.run.store)
     ada, bob = office.client("Ada"), office.client("Bob")
     task = claim(ada)
@@ -85,8 +86,9 @@ def test_an_expired_lease_passes_the_task_on_with_its_masks(
     assert [mask["annotator"] for mask in again["masks"]] == ["Ada"]
 
 
-def test_many_at_once_never_hold_one_task(tmp_path: Path) -> None:
-    office = open_office(TinyRun(tmp_path, [MANUAL | PEOPLE | {"retrain": False}], 24))
+def test_many_at_once_never_hold_one_task(tmp_path: Path, tasks_url: str | None) -> None:
+    rounds = [MANUAL | PEOPLE | {"retrain": False}]
+    office = open_office(TinyRun(tmp_path, rounds, 24, changes=on(tasks_url)))
     try:
 
         def annotate(client: httpx.Client) -> list[int]:

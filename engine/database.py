@@ -1,0 +1,95 @@
+"""The database of annotation, opened: the same for the task queue and for accounts.
+
+SQLite on one machine, PostgreSQL anywhere. Passwords within URLs appear in no message.
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from engine.errors import ConfigError, StorageError
+
+_CREATING = 0x5A_E4_61_4E
+"""Key of PostgreSQL's advisory lock under which tables are created."""
+
+
+def open_database(url: str, tables: sa.MetaData) -> sa.Engine:
+    """
+    Args:
+        url: any that SQLAlchemy understands; see `sqlite_url`.
+        tables: created where they do not exist, whoever else does so at the same time.
+
+    Raises:
+        ConfigError: nothing can be made of the URL.
+        StorageError: there is no such database, or it refuses; also from whatever is asked of the
+            engine later.
+    """
+    engine = _engine(url)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _tune_sqlite)
+    sa.event.listen(engine, "handle_error", _refuse)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # whose IF NOT EXISTS two at once can both pass
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
+        for table in tables.sorted_tables:
+            connection.execute(CreateTable(table, if_not_exists=True))
+            _check_columns(connection, table)
+            for index in table.indexes:
+                connection.execute(CreateIndex(index, if_not_exists=True))
+    return engine
+
+
+def sqlite_url(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path}"
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        # A connection that died in the pool, with the server that it led to, is opened anew.
+        return sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"execution.tasks_url needs the package {error.name}; for PostgreSQL install the extra "
+            '`postgres`: pip install "sa-engine[postgres]"'
+        ) from error
+    except (sa.exc.ArgumentError, ValueError) as error:  # its message may hold the whole URL
+        raise ConfigError(
+            "execution.tasks_url is no database URL; expected one like "
+            "postgresql+psycopg://USER@HOST/DATABASE or sqlite:////mnt/disk/tasks.sqlite"
+        ) from error
+
+
+def _check_columns(connection: sa.Connection, table: sa.Table) -> None:
+    """A database of an earlier version lacks some, and would fail at a later statement."""
+    known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    if missing := [column.name for column in table.columns if column.name not in known]:
+        raise StorageError(
+            f"the annotation queue was made by an earlier version: table {table.name} has no "
+            f"{', '.join(missing)}; finish the run with that version, or start a new one"
+        )
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    try:
+        connection.execute("PRAGMA busy_timeout=10000")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+    except sqlite3.OperationalError as error:
+        raise _refusal(error) from error
+
+
+def _refuse(context: sa.engine.ExceptionContext) -> None:
+    """A full disk, a file that cannot be opened, a database out of reach."""
+    refused = isinstance(context.sqlalchemy_exception, sa.exc.OperationalError)
+    if refused and not context.is_pre_ping:  # whose failure is what opens a new connection
+        raise _refusal(context.original_exception) from context.original_exception
+
+
+def _refusal(error: BaseException) -> StorageError:
+    return StorageError(
+        f"the annotation queue refused: {error}; mend its storage and run the same command again"
+    )
