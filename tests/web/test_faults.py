@@ -1,10 +1,5 @@
 """Nothing accepted is lost: not by a killed server, an expired lease, or many at once."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,56 +10,29 @@ import pytest
 import web.desk
 from offices import HEADER, PEOPLE, Office, claim, drawn, leave, on, open_office, save, submit
 from tiny_runs import MANUAL, TinyRun
+from waiting_rounds import Server
 from web.accounts import Role
 from web.desk import Desk
 
-TESTS = Path(__file__).parent.parent
-
-
-def start_server(office: Office, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(TESTS / "annotation_server.py"), str(office.run.out), str(port)]
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    server = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/api/me")
-        except httpx.TransportError:
-            time.sleep(0.1)
-        else:
-            return server
-    raise AssertionError("the server did not start")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
 
 def test_a_killed_server_loses_no_accepted_mask(office: Office) -> None:
-    port = free_port()
     token = office.accounts.add("Ada", Role.ANNOTATOR)
-    url = f"http://127.0.0.1:{port}"
-    server = start_server(office, port)
+    server = Server(office.run.out)
+    server.start()
     try:
-        with httpx.Client(base_url=url, headers=HEADER, timeout=60) as client:
+        with httpx.Client(base_url=server.url, headers=HEADER, timeout=60) as client:
             assert client.post("/api/login", json={"token": token}).status_code == 204
             task = claim(client)
             assert save(client, task, drawn()) == 204
-            server.send_signal(signal.SIGKILL)
-            server.wait(10)
+            server.kill()
             with pytest.raises(httpx.TransportError):
                 save(client, task, drawn())
-            server = start_server(office, port)
+            server.start()
             assert save(client, task, drawn()) == 204
             assert submit(client, task) == 204
             assert submit(client, claim(client)) == 204
     finally:
         server.kill()
-        server.wait(10)
     office.finish()
     masks = {record.image_id: len(record.masks) for record in office.run.records(0)}
     assert masks[task["image_id"]] == 2

@@ -1,0 +1,74 @@
+"""No accepted mask is lost: not with the network, the tab, the server, or the lease."""
+
+from person import Arrive
+from waiting_rounds import WaitingRound
+
+
+def test_what_is_accepted_without_a_network_is_saved_when_it_is_back(
+    stage_one: WaitingRound, arrive: Arrive
+) -> None:
+    ada = arrive(stage_one, decoder="page")
+    things = ada.things
+    ada.click(things["ball"].middle)
+    ada.page.context.set_offline(True)
+    for thing in ("box", "kite"):
+        ada.press("Enter")
+        ada.click(things[thing].middle)
+    ada.press("Enter")
+    ada.page.wait_for_selector('[data-unsaved="3"]')
+    assert ada.saved() == ()
+    ada.page.context.set_offline(False)
+    ada.wait_until_saved()
+    assert len(ada.saved()) == 3
+
+
+def test_a_closed_tab_takes_nothing_with_it(stage_one: WaitingRound, arrive: Arrive) -> None:
+    ada = arrive(stage_one)
+    task_id, context = ada.task_id, ada.page.context
+    ada.click(ada.things["ball"].middle)
+    ada.accept()
+    (saved,) = ada.saved()
+    ada.page.close()
+    ada.page = context.new_page()
+    ada.open("server")
+    ada.wait_for_image()
+    assert ada.task_id == task_id
+    assert ada.accepted == 1
+    assert ada.saved() == (saved,)
+
+
+def test_a_killed_server_is_waited_for(stage_one: WaitingRound, arrive: Arrive) -> None:
+    ada = arrive(stage_one)
+    name, things = ada.file_name, ada.things
+    ada.click(things["ball"].middle)
+    stage_one.server.kill()
+    ada.press("Enter")
+    ada.page.wait_for_selector('[data-unsaved="1"]')
+    ada.press("Control+Enter")  # goes through when the server is back
+    stage_one.server.start()
+    ada.until(lambda: stage_one.submission(name))
+    submission = stage_one.submission(name)
+    assert submission is not None
+    assert len(submission.masks) == 1
+
+
+def test_an_expired_lease_passes_the_image_on_with_its_masks(
+    stage_one: WaitingRound, arrive: Arrive
+) -> None:
+    ada = arrive(stage_one)
+    name, task_id, things = ada.file_name, ada.task_id, ada.things
+    ada.click(things["ball"].middle)
+    ada.accept()
+    stage_one.expire_leases()
+    bob = arrive(stage_one, "Bob")
+    assert bob.task_id == task_id
+    assert bob.accepted == 1
+    ada.click(things["box"].middle)
+    ada.press("Enter")  # too late: somebody else has the image
+    ada.wait_for_another(task_id)
+    bob.click(things["kite"].middle)
+    bob.accept()
+    bob.submit()
+    submission = stage_one.submission(name)
+    assert submission is not None
+    assert [mask.annotator for mask in submission.masks] == ["Ada", "Bob"]
