@@ -70,6 +70,9 @@ FINISHING = INTERACTIONS.model_copy(
     update={"num_corrections": 2, "pixel_loss": "focal", "pixel_loss_weight": 10.0}
 )
 LONG = FINISHING.model_copy(update={"box_probability": 0.15, "iou_loss_weight": 12.0})
+LOOKING = LONG.model_copy(
+    update={"iou_loss": "absolute", "iou_loss_weight": 4.0, "self_report_weight": 2.0}
+)
 PHASES = (
     Phase("encoder", 256, 6, 24, EMBEDDER),
     Phase(
@@ -111,6 +114,21 @@ PHASES = (
             warmup_steps=40,
             prompts_per_image=6,
             interactions=LONG,
+        ),
+    ),
+    Phase(
+        "looking-384",
+        384,
+        3,
+        12,
+        JointConfig(
+            steps=1400,
+            learning_rate=3e-4,
+            warmup_steps=60,
+            prompts_per_image=8,
+            embedding_weight=0.0,
+            frozen_norms=True,
+            interactions=LOOKING,
         ),
     ),
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.losses import balanced_bce_loss, dice_loss, focal_loss, mask_iou
 from model.prompt_encoder import PointLabel, Prompts
 from model.sam import Sam
+from model.self_report import SelfReport
 from model.training_prompts import noisy_boxes, random_corrections, random_foreground_points
 
 
@@ -42,7 +43,11 @@ class InteractionConfig(BaseModel):
     """20 for focal; about 1 suits balanced_bce."""
     dice_loss_weight: float = Field(default=1.0, ge=0)
     iou_loss_weight: float = Field(default=1.0, ge=0)
-    """Of the squared error of predicted_iou, over all outputs, since they are ranked by it."""
+    """Of the error of predicted_iou, over all outputs, since they are ranked by it."""
+    iou_loss: Literal["squared", "absolute"] = "squared"
+    """squared is the paper's, absolute that of SAM 2."""
+    self_report_weight: float = Field(default=0.0, ge=0)
+    """Of the loss of `SelfReport`, in pretraining only (ours)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the model under autocast; losses and weights stay fp32."""
 
@@ -100,6 +105,7 @@ def backward_interactions(
     embeddings: Tensor,
     targets: Targets,
     generator: torch.Generator,
+    self_report: SelfReport | None = None,
 ) -> dict[str, float]:
     """Add the gradients of all interactions over all targets to the parameters.
 
@@ -119,7 +125,9 @@ def backward_interactions(
         if len(group) > 0:
             share = len(group) / len(targets)
             prompts = _first_prompts(config, group, generator, from_box)
-            found = _backward_group(sam, config, embeddings, prompts, group, generator, share)
+            found = _backward_group(
+                sam, config, embeddings, prompts, group, generator, share, self_report
+            )
             for name, value in found.items():
                 metrics[name] += value * share
     return dict(metrics)
@@ -133,6 +141,7 @@ def _backward_group(
     targets: Targets,
     generator: torch.Generator,
     share: float,
+    self_report: SelfReport | None,
 ) -> dict[str, float]:
     """All interactions over prompts of one kind, which are `share` of all prompts."""
     metrics: defaultdict[str, float] = defaultdict(float)
@@ -140,7 +149,7 @@ def _backward_group(
     multimask_output = prompts.boxes is None
     mious = []
     for adds_point in [*_draw_schedule(config, generator), False]:
-        answer = _answer(sam, config, embeddings, prompts, targets, multimask_output)
+        answer = _answer(sam, config, embeddings, prompts, targets, multimask_output, self_report)
         loss = answer.loss * share / config.num_interactions
         loss.backward()  # type: ignore[no-untyped-call]
         for name, value in answer.losses.items():
@@ -188,6 +197,7 @@ def _answer(
     prompts: Prompts,
     targets: Targets,
     multimask_output: bool,
+    self_report: SelfReport | None,
 ) -> Answer:
     with config.autocast(embeddings.device):
         prediction = sam.decode(
@@ -200,6 +210,10 @@ def _answer(
     predicted_iou = prediction.predicted_iou.float()
     logits = F.interpolate(low_res_masks, targets.masks.shape[1:], mode="bilinear")
     loss, losses, iou = _judge(config, logits, predicted_iou, targets)
+    if self_report is not None:
+        report_loss = self_report.loss(prediction.iou_token, logits, targets.valid)
+        loss = loss + config.self_report_weight * report_loss
+        losses["report_loss"] = report_loss.item()
     rows = torch.arange(len(targets), device=logits.device)
     best = predicted_iou.argmax(dim=1)
     return Answer(
@@ -223,10 +237,11 @@ def _judge(
     dice = dice_loss(logits, targets.masks, targets.valid)
     iou = mask_iou(logits, targets.masks, targets.valid)
     least = (config.pixel_loss_weight * pixel + config.dice_loss_weight * dice).argmin(1, True)
+    error = predicted_iou - iou
     terms = {
         "pixel_loss": pixel.gather(1, least).mean(),
         "dice_loss": dice.gather(1, least).mean(),
-        "iou_loss": (predicted_iou - iou).square().mean(),
+        "iou_loss": error.square().mean() if config.iou_loss == "squared" else error.abs().mean(),
     }
     loss = (
         config.pixel_loss_weight * terms["pixel_loss"]

@@ -22,7 +22,8 @@ from model.pretraining import (
     PretrainingConfig,
 )
 from model.sam import Sam
-from model.tiny_vit import TinyViT
+from model.self_report import SelfReport
+from model.tiny_vit import TinyViT, freeze_norm_statistics
 from model.two_way_transformer import TwoWayAttentionBlock
 
 
@@ -34,6 +35,9 @@ class JointConfig(AveragedConfig):
     """Steps at the beginning in which the decoder learns alone: half the work of a whole step."""
     embedding_weight: float = 0.5
     """Of the pixel embeddings' loss, beside the decoder's."""
+    frozen_norms: bool = False
+    """Normalise by the statistics learnt so far. Those of three or four images of one batch are
+    another network: they move an embedding by 0.4 of its norm."""
     interactions: InteractionConfig
 
 
@@ -50,6 +54,7 @@ class JointModel(nn.Module):
             )
         self.sam = sam
         self.embedder = PixelEmbedder(encoder, pretraining, sam.config.embed_dim)
+        self.self_report = SelfReport(sam.config.embed_dim, sam.mask_decoder.num_mask_tokens)
 
     def start_from(self, embedder: dict[str, Tensor]) -> None:
         """Take over a pretrained embedder's state; the decoder begins with its upscaling layers."""
@@ -63,6 +68,8 @@ class JointTrainer(AveragedTraining[JointModel]):
     def __init__(self, model: JointModel, config: JointConfig) -> None:
         super().__init__(model, config)
         self.config = config
+        if config.frozen_norms:
+            freeze_norm_statistics(model)
         model.sam.mask_decoder.output_upscaling.register_forward_hook(_keep_layout)
 
     def step(self, batch: ClickBatch, generator: torch.Generator) -> dict[str, float]:
@@ -73,20 +80,28 @@ class JointTrainer(AveragedTraining[JointModel]):
                 embeddings = self.model.sam.image_encoder(images)
             figures = self._interact(self._as_decoded(embeddings), targets, generator)
             return {**figures, **self.descend()}
-        with torch.autocast("cpu", torch.bfloat16):
-            embeddings, by_pyramid, by_neck = self.model.embedder(images)
-        pyramid_loss, pyramid_iou = self.model.embedder.click_loss(by_pyramid, batch)
-        neck_loss, neck_iou = self.model.embedder.click_loss(by_neck, batch)
-        loss = self.config.embedding_weight * (pyramid_loss + neck_loss)
-        figures = {"embedding_loss": loss.item(), "pyramid_iou": pyramid_iou, "neck_iou": neck_iou}
+        embeddings, loss, figures = self._embed(images, batch)
         if self.config.prompts_per_image > 0:
             # The interactions end at this leaf, so that the encoder is walked back only once.
             leaf = self._as_decoded(embeddings.detach()).requires_grad_(True)
             figures |= self._interact(leaf, targets, generator)
             if leaf.grad is not None:
                 loss = loss + (embeddings.float() * leaf.grad.float()).sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return {**figures, **self.descend()}
+
+    def _embed(self, images: Tensor, batch: ClickBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Image embeddings, and what the pixel embeddings lose."""
+        if self.config.embedding_weight == 0:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.model.sam.image_encoder(images), torch.zeros(()), {}
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings, by_pyramid, by_neck = self.model.embedder(images)
+        pyramid_loss, pyramid_iou = self.model.embedder.click_loss(by_pyramid, batch)
+        neck_loss, neck_iou = self.model.embedder.click_loss(by_neck, batch)
+        loss = self.config.embedding_weight * (pyramid_loss + neck_loss)
+        figures = {"embedding_loss": loss.item(), "pyramid_iou": pyramid_iou, "neck_iou": neck_iou}
+        return embeddings, loss, figures
 
     def _as_decoded(self, embeddings: Tensor) -> Tensor:
         """In the precision of the interactions, so that no layer of the decoder has to cast."""
@@ -99,7 +114,12 @@ class JointTrainer(AveragedTraining[JointModel]):
         # With so few tokens the plain attention trains twice as fast as the fused one on CPU.
         with sdpa_kernel(SDPBackend.MATH):
             return backward_interactions(
-                self.model.sam, self.config.interactions, embeddings, targets, generator
+                self.model.sam,
+                self.config.interactions,
+                embeddings,
+                targets,
+                generator,
+                self.model.self_report,
             )
 
     def _targets(self, batch: ClickBatch, generator: torch.Generator) -> Targets:

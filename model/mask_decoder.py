@@ -21,6 +21,8 @@ class MaskPrediction:
     """(P, M, S / 4, S / 4) logits in the input frame."""
     predicted_iou: Tensor
     """(P, M), not clamped."""
+    iou_token: Tensor
+    """(P, C), from which `predicted_iou` was read."""
 
 
 class MaskDecoder(nn.Module):
@@ -57,7 +59,8 @@ class MaskDecoder(nn.Module):
         """
         tokens, upscaled = self.read(image, image_pe, sparse)
         predicted_iou, weights = self.predict(tokens, multimask_output=multimask_output)
-        return MaskPrediction(torch.einsum("pmc,pchw->pmhw", weights, upscaled), predicted_iou)
+        masks = torch.einsum("pmc,pchw->pmhw", weights, upscaled)
+        return MaskPrediction(masks, predicted_iou, tokens[:, 0])
 
     def read(self, image: Tensor, image_pe: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (P, T, C) that have read the image, and its cells (P, C / 8, 4h, 4w), upscaled."""

@@ -290,3 +290,13 @@ def _init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def freeze_norm_statistics(module: nn.Module) -> None:
+    """Let batch norms normalise by what they have learnt, until `module.train()` is called again.
+
+    Their scale and shift still learn.
+    """
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()

@@ -22,6 +22,7 @@ from model.optimizer import (
     set_learning_rate,
 )
 from model.sam import Sam
+from model.tiny_vit import freeze_norm_statistics
 
 
 class TrainingConfig(InteractionConfig):
@@ -82,6 +83,8 @@ class Trainer:
         self.config = config
         self.steps_done = 0
         sam.train()
+        # Those of a few images mislead, and every rank of a cluster would keep its own.
+        freeze_norm_statistics(sam)
         if config.freeze_image_encoder:
             sam.image_encoder.requires_grad_(False).eval()
         set_drop_path(sam.image_encoder, config.drop_path)

@@ -141,6 +141,7 @@ class ColourSam(nn.Module):
         return MaskPrediction(
             low_res_masks=logits.expand(-1, count, -1, -1),
             predicted_iou=confidence,
+            iou_token=torch.zeros(len(cells), 1),
         )
 
 

@@ -1,6 +1,7 @@
 """Pixel embeddings, and the joint training on top, learn from a handful of drawn squares."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from model.pretraining import (
     update_average,
 )
 from model.sam import Sam, SamConfig
+from model.self_report import SelfReport
 from model.tiny_vit import TinyViT, TinyViTConfig
 
 ENCODER = TinyViTConfig(
@@ -138,6 +140,54 @@ def changed_by(config: JointConfig) -> set[str]:
 def test_without_prompts_only_the_encoder_learns() -> None:
     config = JOINT.model_copy(update={"prompts_per_image": 0, "weight_decay": 0.0})
     assert all(name.startswith("image_encoder.") for name in changed_by(config))
+
+
+def test_frozen_norms_keep_their_statistics_and_learn_their_scale() -> None:
+    statistics = "image_encoder.patch_embed.seq.0.bn.running_mean"
+    scale = "image_encoder.patch_embed.seq.0.bn.weight"
+    assert {statistics, scale} <= changed_by(JOINT)
+    frozen = changed_by(JOINT.model_copy(update={"frozen_norms": True}))
+    assert scale in frozen
+    assert not any("running" in name for name in frozen)
+
+
+def test_pixel_embeddings_of_no_weight_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PixelEmbedder, "forward", None)
+    changed = changed_by(JOINT.model_copy(update={"embedding_weight": 0.0}))
+    assert {"image_encoder.neck.0.weight", "mask_decoder.mask_tokens.weight"} <= changed
+
+
+def test_self_report_is_of_the_area_and_the_stability_of_the_outputs_asked_for() -> None:
+    logits = torch.full((1, 3, 8, 8), -2.0)
+    logits[0, 0, :4] = 2.0  # 32 cells, 16 of them padding, steady
+    logits[0, 1, :4] = 0.5  # as large, and gone at a threshold of 1
+    valid = torch.ones(1, 8, 8, dtype=torch.bool)
+    valid[:, :, 4:] = False
+    report = SelfReport(embed_dim=2, num_mask_tokens=4)
+    with torch.no_grad():
+        report.linear.weight.zero_()
+        size = math.log((16 + 8) / 8) / math.log(64 / 8)
+        right = [[9.0, 9.0], [size, 1.0], [size, 0.0], [0.0, 0.0]]  # the first is not asked for
+        report.linear.bias.copy_(torch.tensor(right).flatten())
+    assert report.loss(torch.ones(1, 2), logits, valid).item() == pytest.approx(0)
+    assert report.loss(torch.ones(1, 2), logits[:, :1], valid).item() > 1
+
+
+def test_self_report_teaches_the_iou_token() -> None:
+    interactions = JOINT.interactions.model_copy(update={"iou_loss_weight": 0.0})
+    silent = JOINT.model_copy(update={"weight_decay": 0.0, "interactions": interactions})
+    reported = interactions.model_copy(update={"self_report_weight": 1.0})
+    assert "mask_decoder.iou_prediction_head.layers.0.weight" not in changed_by(silent)
+    losses = []
+    torch.manual_seed(0)
+    model = JointModel(Sam(SamConfig(image_encoder=ENCODER, image_size=64, embed_dim=32)), CONFIG)
+    trainer = JointTrainer(
+        model, silent.model_copy(update={"interactions": reported, "steps": 30, "final_share": 1.0})
+    )
+    for step in range(30):
+        figures = trainer.step(squares(), torch.Generator().manual_seed(step))
+        losses.append(figures["report_loss"])
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
 def test_average_follows_weights_and_norm_statistics() -> None:

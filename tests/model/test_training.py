@@ -15,6 +15,7 @@ from model.mask_decoder import MaskPrediction
 from model.optimizer import build_optimizer, scheduled_learning_rate, set_drop_path
 from model.prompt_encoder import Prompts
 from model.sam import PRESETS, Sam, SamConfig
+from model.tiny_vit import TinyViTConfig
 from model.training import Trainer, TrainingBatch, TrainingConfig, average_gradients
 
 torch.set_num_threads(1)
@@ -186,6 +187,32 @@ def test_all_of_a_learning_encoder_learns() -> None:
     Trainer(sam, SHORT.model_copy(update={"drop_path": 0.0})).step(make_batch())
     after = sam.image_encoder.state_dict()
     assert not [name for name in after if after[name].equal(before[f"image_encoder.{name}"])]
+
+
+def test_norms_keep_the_statistics_of_the_checkpoint() -> None:
+    torch.manual_seed(0)
+    encoder = TinyViTConfig(
+        embed_dims=(8, 16, 16, 32),
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 2, 2, 4),
+        window_sizes=(4, 4, 4, 4),
+    )
+    sam = Sam(SamConfig(image_encoder=encoder, image_size=SIZE, embed_dim=16))
+    before = weights(sam)
+    Trainer(sam, SHORT).step(make_batch())
+    changed = {
+        name for name, tensor in weights(sam).items() if not torch.equal(tensor, before[name])
+    }
+    assert "image_encoder.patch_embed.seq.0.bn.weight" in changed
+    assert not any("running" in name for name in changed)
+
+
+def test_the_error_of_the_predicted_iou_may_count_absolutely() -> None:
+    losses = {}
+    for kind in ("squared", "absolute"):
+        trainer = Trainer(tiny_sam(), SHORT.model_copy(update={"iou_loss": kind}))
+        losses[kind] = trainer.step(make_batch())["iou_loss"]
+    assert losses["squared"] < losses["absolute"] < losses["squared"] ** 0.5 + 1e-6
 
 
 def test_a_batch_without_what_the_encoder_needs_is_refused() -> None:
