@@ -27,7 +27,7 @@ from stages.annotator import SimulatedAnnotator, SimulatedAnnotatorConfig
 from stages.base import Provenance, StageOutput
 from stages.filters import DropReason, Drops
 from stages.predictor import Predictor
-from stages.records import ImageRecord, ImageStatus, Submission
+from stages.records import ImageRecord, ImageStatus, Review, Submission, Verdict
 from stages.rle import decode_rle
 
 log = logging.getLogger(__name__)
@@ -200,11 +200,15 @@ def _record(
 ) -> ImageRecord:
     """A skipped or failed task keeps what was prefilled; its status says what happened."""
     given_up = Submission(seconds=0.0, status=ImageStatus.GIVEN_UP, error=result.error)
-    submission = result.submission or given_up
+    submission = _reviewed(result.submission or given_up, result.review)
     locked, drops = ((), Drops()) if proposal is None else (proposal.masks, Drops(proposal.drops))
     kept = tuple(mask for mask in locked if mask.id not in submission.flagged)
     drops[DropReason.FLAGGED] += len(locked) - len(kept)
-    masks = enumerate((*kept, *submission.masks))
+    together = (*kept, *submission.masks)
+    if submission.status is ImageStatus.REJECTED:
+        drops[DropReason.REJECTED] += len(together)
+        together = ()
+    masks = enumerate(together)
     record = image_record(
         row,
         header.stage,
@@ -223,3 +227,13 @@ def _record(
             "annotator_seconds": submission.seconds,
         }
     )
+
+
+def _reviewed(submission: Submission, review: Review | None) -> Submission:
+    """What counts: the masks as a reviewer left them, or as they were handed in."""
+    if review is None:
+        return submission
+    if review.verdict is Verdict.REJECT:
+        rejected = {"status": ImageStatus.REJECTED, "error": review.note}
+        return submission.model_copy(update=rejected)
+    return submission.model_copy(update={"masks": review.masks, "flagged": review.flagged})

@@ -362,6 +362,55 @@ def annotate(
     serve(open_store(folder), host=host, port=port)
 
 
+@app.command()
+def audit(
+    folder: RunUri,
+    round_index: Annotated[int, typer.Option("--round", help="A sealed automatic round.")],
+    images: Annotated[int, typer.Option(help="How many; the paper took 500.", min=1)] = 500,
+    seed: Annotated[int, typer.Option(help="Of the sample.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Have people correct a sample of automatic masks, and report how few needed it.
+
+    Prepares the tasks; once somebody has done them, the same command prints the report.
+
+    Example: sa-engine audit runs/mine --round 2 --images 100
+    """
+    from engine.audit import audit_lines, audit_report, prepare_audit
+    from engine.config import frozen_config
+    from engine.progress import Progress
+    from engine.run import open_queue
+    from engine.store import open_store
+
+    store = open_store(folder)
+    config = frozen_config(store)
+    queue = open_queue(store, config)
+    try:
+        prepare_audit(
+            store,
+            config,
+            queue,
+            Progress(err),
+            round_index=round_index,
+            num_images=images,
+            seed=seed,
+        )
+        report = audit_report(queue, round_index)
+    finally:
+        queue.close()
+    if as_json:
+        _print_json(report.model_dump(mode="json"))
+        return
+    for line in audit_lines(report):
+        out.print(line, highlight=False)
+    if report.tasks.left:
+        out.print(
+            f"{report.tasks.left} images wait for a reviewer or manager: sa-engine annotate "
+            f"{folder}",
+            highlight=False,
+        )
+
+
 annotators = typer.Typer(
     help="Who may annotate a run.\n\nExample: sa-engine annotators add runs/mine Ada",
     no_args_is_help=True,

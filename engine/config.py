@@ -45,6 +45,8 @@ class RoundConfig(Record):
     """`if_better`: the trained checkpoint must beat its parent on the held-out images."""
     annotator: Literal["simulated", "people"] = "simulated"
     """Who answers the tasks of stages one and two: ground truth, or people in the browser."""
+    review_share: float = Field(default=0.0, ge=0, le=1)
+    """Of the images that people hand in: somebody else looks at them before the round goes on."""
 
 
 class RetrainingConfig(Record):
@@ -117,6 +119,18 @@ class EngineConfig(Record):
         for name in [*named, *(self.evaluation.sources or ())]:
             if name not in known:
                 raise ValueError(f"no source is named {name!r}; the corpus has {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _people_are_reviewed(self) -> "EngineConfig":
+        for index, mine in enumerate(self.rounds):
+            manual = mine.stage is not StageName.FULLY_AUTOMATIC and mine.annotator == "people"
+            if mine.review_share and not manual:
+                raise ValueError(
+                    f"round {index} has a review_share, but no people whose work could be "
+                    "reviewed: give it `annotator: people`, or audit its masks with "
+                    "`sa-engine audit`"
+                )
         return self
 
     @property

@@ -51,6 +51,14 @@ class RoundPlan:
         start = index * self.images_per_shard
         return self.image_ids[start : start + self.images_per_shard]
 
+    def place(self, image_id: int) -> tuple[int, int] | None:
+        """Shard and row of an image; None for one of another round."""
+        found = np.flatnonzero(self.image_ids == image_id)
+        if not len(found):
+            return None
+        shard, row = divmod(int(found[0]), self.images_per_shard)
+        return shard, row
+
 
 class ShardManifest(Record):
     path: str

@@ -22,6 +22,7 @@ from engine.production import Patience, make_shards
 from engine.run import Run, held_out, tasks_of
 from engine.shards import ShardHeader, read_footer
 from engine.store import Store
+from engine.task_tables import TaskKind
 from engine.tasks import Lease, TaskQueue
 from engine.training import DetectorJob
 from engine.worker import ShardUnit
@@ -119,10 +120,11 @@ def _embed(run: Run, plan: RoundPlan, checkpoint: str) -> None:
 
 
 def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
-    """Until no task is left; people work at a server of their own, on the same queue."""
+    """Until no task is left and none waits for review; people work at a server of their own, on the
+    same queue."""
     index, total = plan.header.round, len(plan.image_ids)
-    left = queue.counts(index).left
-    if not left:
+    left, reviews = _left(queue, index)
+    if not left and not reviews:
         return
     run.progress.say(
         f"round {index} waits for people: sa-engine annotate {run.store.uri}; this command goes on "
@@ -131,10 +133,24 @@ def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
     with run.progress.of(f"tasks of round {index}", total, total - left) as step:
         while left:
             time.sleep(PEOPLE_POLL_SECONDS)
-            now = queue.counts(index).left
+            now, reviews = _left(queue, index)
             for _ in range(left - now):
                 step()
             left = now
+    if reviews:
+        run.progress.say(
+            f"round {index}: {reviews} images wait for review, by somebody of role reviewer or "
+            "manager who had no hand in them: sa-engine annotators add "
+            f"{run.store.uri} NAME --role reviewer"
+        )
+        while sum(_left(queue, index)):  # reviewers may send some back
+            time.sleep(PEOPLE_POLL_SECONDS)
+
+
+def _left(queue: TaskQueue, index: int) -> tuple[int, int]:
+    """Tasks and reviews that are not done."""
+    counts = queue.all_counts(index)
+    return counts[TaskKind.ANNOTATE].left, counts[TaskKind.REVIEW].left
 
 
 def _answer(

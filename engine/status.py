@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from engine import layout
+from engine.audit import AuditReport, audit_report
 from engine.config import EngineConfig, frozen_config
 from engine.corpus import CORPUS, Corpus
 from engine.manifest import load_plan
@@ -15,8 +17,11 @@ from engine.run import open_queue
 from engine.shards import read_footer
 from engine.stats import Stats
 from engine.store import LocalStore, Store, StoredFile
+from engine.task_tables import TaskKind
 from engine.tasks import TaskCounts
 from stages.records import ImageStatus, StageName
+
+NO_TASKS = TaskCounts()
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,11 @@ class RoundStatus:
     """Of the shards done."""
     seconds_per_shard: float | None
     """Between the first shard's appearance and the last; None while there are less than two."""
-    tasks: TaskCounts | None
+    tasks: TaskCounts | None = None
     """Of the annotation queue; None for a stage without one."""
+    reviews: TaskCounts = NO_TASKS
+    audit: AuditReport | None = None
+    """None where nothing is audited."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -80,7 +88,7 @@ def status_table(rounds: Sequence[RoundStatus]) -> Table:
     for status in rounds:
         table.add_row(
             f"{status.index} {status.stage}",
-            status.state + _tasks(status.tasks),
+            status.state + _tasks(status),
             f"{status.num_images:,}",
             f"{status.shards_done:,}",
             f"{status.shards_left:,}",
@@ -92,10 +100,19 @@ def status_table(rounds: Sequence[RoundStatus]) -> Table:
     return table
 
 
+def round_state(store: Store, folder: str) -> str:
+    """See RoundStatus."""
+    if not store.exists(layout.plan_path(folder)):
+        return "waiting"
+    if load_outcome(store, folder) is not None:
+        return "done"
+    return "sealed" if store.exists(layout.manifest_path(folder)) else "working"
+
+
 def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus:
     folder, stage = config.round_folder(index), config.rounds[index].stage
     if not store.exists(layout.plan_path(folder)):
-        return RoundStatus(index, stage, "waiting", 0, 0, 0, Stats(), None, None)
+        return RoundStatus(index, stage, "waiting", 0, 0, 0, Stats(), None)
     plan = load_plan(store, folder)
     shards = [
         file
@@ -103,20 +120,16 @@ def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus
         if layout.shard_of(file.path) is not None
     ]
     left = plan.num_shards - len(shards)
-    if load_outcome(store, folder) is not None:
-        state = "done"
-    else:
-        state = "sealed" if store.exists(layout.manifest_path(folder)) else "working"
     return RoundStatus(
         index=index,
         stage=stage,
-        state=state,
+        state=round_state(store, folder),
         num_images=len(plan.image_ids),
         shards_done=len(shards),
         shards_left=left,
         stats=Stats.total(read_footer(store, file.path).stats for file in shards),
         seconds_per_shard=_seconds_per_shard(shards),
-        tasks=None if stage is StageName.FULLY_AUTOMATIC else _task_counts(store, config, index),
+        **_queue_status(store, config, index),
     )
 
 
@@ -127,18 +140,33 @@ def _seconds_per_shard(done: Sequence[StoredFile]) -> float | None:
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
-def _task_counts(store: Store, config: EngineConfig, index: int) -> TaskCounts | None:
+def _queue_status(store: Store, config: EngineConfig, index: int) -> dict[str, Any]:
+    """What the annotation queue knows of a round; nothing where there is none."""
     in_folder = isinstance(store, LocalStore) and config.execution.tasks_url is None
     if in_folder and not store.exists(layout.TASKS):  # looking must not create it
-        return None
+        return {}
+    if not in_folder and config.execution.tasks_url is None:
+        return {}
     queue = open_queue(store, config)
     try:
-        return queue.counts(index)
+        counts = queue.all_counts(index)
+        audit = audit_report(queue, index)
     finally:
         queue.close()
+    automatic = config.rounds[index].stage is StageName.FULLY_AUTOMATIC
+    return {
+        "tasks": None if automatic else counts[TaskKind.ANNOTATE],
+        "reviews": counts[TaskKind.REVIEW],
+        "audit": audit if audit.tasks != NO_TASKS else None,
+    }
 
 
-def _tasks(counts: TaskCounts | None) -> str:
-    if counts is None or counts.left == 0:
-        return ""
-    return f", {counts.submitted:,} of {counts.submitted + counts.left:,} tasks answered"
+def _tasks(status: RoundStatus) -> str:
+    parts, counts = [], status.tasks
+    if counts is not None and counts.left:
+        parts.append(f"{counts.submitted:,} of {counts.submitted + counts.left:,} tasks answered")
+    if status.reviews.left:
+        parts.append(f"{status.reviews.left:,} wait for review")
+    if status.audit is not None and status.audit.tasks.left:
+        parts.append(f"{status.audit.tasks.left:,} wait for the audit")
+    return "".join(f", {part}" for part in parts)

@@ -3,37 +3,38 @@
 Annotators, simulated or human, are clients of the same calls. A lease is a promise with an end: who
 holds a live one may renew, submit, release or fail the task; once it has expired, anybody may claim
 the task anew and the old lease is refused. Submitting is idempotent: sent twice under one lease,
-the first is kept. The run and its annotation server may share a queue: in SQLite on one machine, in
-PostgreSQL anywhere; time comes from the clock of whoever asks.
+the first is kept. Reviewers are clients too: looking again at what was handed in is a task of
+another kind, which begins with a copy of the masks. The run and its annotation server may share a
+queue: in SQLite on one machine, in PostgreSQL anywhere; time comes from the clock of whoever asks.
 """
 
 import uuid
-from collections.abc import Callable, Collection, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
 from engine.database import open_database
 from engine.errors import StaleLeaseError
-from stages.records import Record, Submission
-
-
-class TaskState(StrEnum):
-    OPEN = "open"
-    LEASED = "leased"
-    SUBMITTED = "submitted"
-    GIVEN_UP = "given_up"
+from engine.task_queries import ended_tasks, first_task, left_behind, not_by, of_kind
+from engine.task_tables import ANSWERS, DRAFTS, METADATA, TASKS, TaskKind, TaskState
+from stages.records import ImageStatus, Record, Review, Submission, Verdict
 
 
 class Lease(Record):
     token: str
     task_id: int
     round: int
+    kind: TaskKind = TaskKind.ANNOTATE
     image_id: int
     owner: str
     expires_at: float
     """Seconds, of the queue's clock."""
+    note: str = ""
+    """Of the reviewer who sent the image back."""
+    subject: int | None = None
+    """Of a review: the task whose answer is looked at."""
 
 
 class TaskCounts(Record):
@@ -56,39 +57,12 @@ class TaskResult(Record):
     error: str
     owner: str = ""
     """Who held it last."""
+    review: Review | None = None
+    """None when nobody looked at it again."""
 
 
 _MOST_VALUES = 10_000
 """In one statement; PostgreSQL takes 65,535."""
-
-_METADATA = sa.MetaData()
-_TASKS = sa.Table(
-    "tasks",
-    _METADATA,
-    sa.Column("task_id", sa.Integer, primary_key=True),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("image_id", sa.BigInteger, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("token", sa.String(32), nullable=False, server_default=""),
-    sa.Column("owner", sa.Text, nullable=False, server_default=""),
-    sa.Column("holder", sa.String(64), nullable=False, server_default=""),
-    sa.Column("expires_at", sa.Float, nullable=False, server_default="0"),
-    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("submission", sa.Text),
-    sa.Column("error", sa.Text, nullable=False, server_default=""),
-    sa.UniqueConstraint("round", "image_id"),
-    sa.Index("tasks_by_state", "round", "state", "task_id"),
-)
-_DRAFTS = sa.Table(
-    "drafts",
-    _METADATA,
-    sa.Column("task_id", sa.Integer, primary_key=True),
-    sa.Column("draft_id", sa.String(32), primary_key=True),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("content", sa.Text, nullable=False),
-)
-"""What annotators have accepted of tasks not yet submitted: kept whoever holds the lease next."""
 
 
 class Draft(Record):
@@ -113,7 +87,7 @@ class TaskQueue:
             clock: seconds since some fixed moment, shared by all who open this queue in turn.
             max_attempts: failures after which a task is given up.
         """
-        self._engine = open_database(url, _METADATA)
+        self._engine = open_database(url, METADATA)
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
@@ -121,30 +95,46 @@ class TaskQueue:
     def close(self) -> None:
         self._engine.dispose()
 
-    def add(self, round_index: int, image_ids: Sequence[int]) -> int:
+    def add(
+        self, round_index: int, image_ids: Sequence[int], kind: TaskKind = TaskKind.ANNOTATE
+    ) -> int:
         """Create the tasks of a round that do not exist yet; returns how many are new."""
+        known_ids = sa.select(TASKS.c.image_id).where(of_kind(round_index, kind))
         try:
             with self._engine.begin() as connection:
-                known = set(
-                    connection.scalars(
-                        sa.select(_TASKS.c.image_id).where(_TASKS.c.round == round_index)
-                    )
-                )
+                known = set(connection.scalars(known_ids))
                 rows = [
-                    {"round": round_index, "image_id": int(image_id), "state": TaskState.OPEN}
+                    _new_task(round_index, kind, int(image_id))
                     for image_id in image_ids
                     if image_id not in known
                 ]
                 if rows:
-                    connection.execute(sa.insert(_TASKS), rows)
+                    connection.execute(sa.insert(TASKS), rows)
         except sa.exc.IntegrityError:  # another driver of the run adds them at the same time
-            return self.add(round_index, image_ids)
+            return self.add(round_index, image_ids, kind)
         return len(rows)
+
+    def add_audit(self, round_index: int, image_id: int, drafts: Sequence[Draft]) -> bool:
+        """Create the task of looking at these masks of an image. False when it exists."""
+        new = _new_task(round_index, TaskKind.AUDIT, image_id)
+        try:
+            with self._engine.begin() as connection:
+                task_id = connection.scalar(sa.insert(TASKS).returning(TASKS.c.task_id), new)
+                rows = [
+                    {"task_id": task_id, "number": number, **draft.model_dump()}
+                    for number, draft in enumerate(drafts, start=1)
+                ]
+                if rows:
+                    connection.execute(sa.insert(DRAFTS), rows)
+        except sa.exc.IntegrityError:
+            return False
+        return True
 
     def claim(
         self,
         owner: str,
         round_index: int,
+        kind: TaskKind = TaskKind.ANNOTATE,
         *,
         holder: str = "",
         holding: Collection[int] | None = None,
@@ -154,6 +144,8 @@ class TaskQueue:
         First comes what this holder left behind: a task that it still leases and does not name in
         `holding`. Its old lease ends at once, so nobody waits for it to expire. Then tasks whose
         leases have expired, then those that nobody ever held.
+
+        Nobody is given a review of an image in which they had a hand.
 
         One owner may work at several places at once, and must not take a task from under their own
         hands: what another holder leases is left alone until it expires, and without `holding` so
@@ -170,36 +162,37 @@ class TaskQueue:
             "holder": holder,
             "expires_at": self._clock() + self._lease_seconds,
         }
-        searches = [self._free(round_index)]
+        mine = of_kind(round_index, kind)
+        if kind is TaskKind.REVIEW:
+            mine &= not_by(owner)
+        searches = [self._free(mine)]
         if holder and holding is not None:
-            searches.insert(0, _left_behind(owner, round_index, holder, holding))
+            searches.insert(0, left_behind(mine, owner, holder, holding))
         with self._engine.begin() as connection:
             for task_id in searches:
-                lease = sa.update(_TASKS).where(_TASKS.c.task_id == task_id).values(**values)
-                row = connection.execute(lease.returning(_TASKS)).one_or_none()
+                lease = sa.update(TASKS).where(TASKS.c.task_id == task_id).values(**values)
+                row = connection.execute(lease.returning(TASKS)).one_or_none()
                 if row is not None:
                     return _lease(row)
         return None
 
-    def _free(self, round_index: int) -> sa.ColumnElement[int]:
+    def _free(self, wanted: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
         """Id of the next task that nobody holds, as SQL."""
-        now = self._clock()
-        expired = (_TASKS.c.state == TaskState.LEASED) & (_TASKS.c.expires_at <= now)
+        expired = (TASKS.c.state == TaskState.LEASED) & (TASKS.c.expires_at <= self._clock())
         # Two look-ups in the index: one for either state would sort all that are left, every time.
-        return sa.func.coalesce(
-            *(
-                _first(sa.and_(_TASKS.c.round == round_index, free))
-                for free in (expired, _TASKS.c.state == TaskState.OPEN)
-            )
-        )
+        open_ = TASKS.c.state == TaskState.OPEN
+        return sa.func.coalesce(*(first_task(wanted & free) for free in (expired, open_)))
 
     def renew(self, lease: Lease) -> Lease:
         """The same lease with its full time ahead. StaleLeaseError when it is no longer held."""
         row = self._change(lease, "renew", expires_at=self._clock() + self._lease_seconds)
         return _lease(row)
 
-    def submit(self, lease: Lease, submission: Submission) -> bool:
+    def submit(self, lease: Lease, submission: Submission, *, review: bool = False) -> bool:
         """Hand in an answer.
+
+        Args:
+            review: somebody else is to look at it; their task begins with a copy of its masks.
 
         Returns:
             False when this lease has been submitted before: the first submission stays.
@@ -207,28 +200,107 @@ class TaskQueue:
         Raises:
             StaleLeaseError: the lease expired or the task passed to somebody else.
         """
-        values = {"state": TaskState.SUBMITTED, "submission": submission.model_dump_json()}
+        figures = {
+            "seconds": submission.seconds,
+            "ok": int(submission.status is ImageStatus.OK),
+            "masks": len(submission.masks),
+            "clicks": sum(mask.num_clicks for mask in submission.masks),
+            "brushed": sum(
+                any(action.kind == "brush" for action in mask.interactions)
+                for mask in submission.masks
+            ),
+        }
+
+        def then(connection: sa.Connection, row: Any) -> None:
+            if review:
+                self._open_review(connection, row)
+
+        return self._answer(lease, submission, figures, then)
+
+    def settle(self, lease: Lease, review: Review) -> bool:
+        """Hand in a review or an audit; what is to be done again is open again at once.
+
+        Returns and raises as `submit`.
+        """
+        figures = {
+            "seconds": review.seconds,
+            "masks": len(review.masks),
+            "verdict": review.verdict.value,
+            "compared": len(review.ious),
+            "deleted": review.deleted,
+            "added": review.added,
+            "iou_sum": sum(review.ious),
+            "above_90": sum(iou > 0.90 for iou in review.ious),
+            "above_75": sum(iou > 0.75 for iou in review.ious),
+        }
+
+        def then(connection: sa.Connection, row: Any) -> None:
+            if review.verdict is Verdict.REDO:
+                connection.execute(sa.delete(ANSWERS).where(ANSWERS.c.task_id == row.subject))
+                again = sa.update(TASKS).where(TASKS.c.task_id == row.subject)
+                connection.execute(
+                    again.values(state=TaskState.OPEN, token="", attempts=0, note=review.note)
+                )
+
+        return self._answer(lease, review, figures, then)
+
+    def _answer(
+        self,
+        lease: Lease,
+        answer: Submission | Review,
+        figures: dict[str, Any],
+        then: Callable[[sa.Connection, Any], None],
+    ) -> bool:
         try:
-            self._change(lease, "submit", **values)
+            with self._engine.begin() as connection:
+                row = self._hold(connection, lease, "submit", state=TaskState.SUBMITTED)
+                copied = ("task_id", "token", "round", "kind", "image_id", "owner", "author")
+                connection.execute(
+                    sa.insert(ANSWERS).values(
+                        **{name: getattr(row, name) for name in copied},
+                        submitted_at=self._clock(),
+                        content=answer.model_dump_json(),
+                        **figures,
+                    )
+                )
+                then(connection, row)
         except StaleLeaseError:
             if self._submitted_under(lease):
                 return False
             raise
         return True
 
+    def _open_review(self, connection: sa.Connection, row: Any) -> None:
+        """The review of an answer just given; one that sent the image back is begun anew."""
+        here = of_kind(row.round, TaskKind.REVIEW) & (TASKS.c.image_id == row.image_id)
+        fresh = {"state": TaskState.OPEN, "token": "", "author": row.owner, "subject": row.task_id}
+        again = sa.update(TASKS).where(here).values(**fresh).returning(TASKS.c.task_id)
+        review = connection.scalar(again)
+        if review is None:
+            new = _new_task(row.round, TaskKind.REVIEW, row.image_id) | fresh
+            review = connection.scalar(sa.insert(TASKS).returning(TASKS.c.task_id), new)
+        kept = ("draft_id", "number", "owner", "content")
+        connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.task_id == review))
+        copy = sa.select(sa.literal(review), *(DRAFTS.c[name] for name in kept))
+        connection.execute(
+            sa.insert(DRAFTS).from_select(
+                ["task_id", *kept], copy.where(DRAFTS.c.task_id == row.task_id)
+            )
+        )
+
     def save_draft(self, lease: Lease, draft_id: str, content: str) -> None:
         """Keep a part of the answer, or replace it. StaleLeaseError when the lease is not held."""
-        key = (_DRAFTS.c.task_id == lease.task_id) & (_DRAFTS.c.draft_id == draft_id)
+        key = (DRAFTS.c.task_id == lease.task_id) & (DRAFTS.c.draft_id == draft_id)
         with self._engine.begin() as connection:
             row = self._hold(connection, lease, "save a mask of")
-            replaced = sa.update(_DRAFTS).where(key).values(content=content, owner=row.owner)
+            replaced = sa.update(DRAFTS).where(key).values(content=content, owner=row.owner)
             if connection.execute(replaced).rowcount:
                 return
-            highest = sa.select(sa.func.max(_DRAFTS.c.number)).where(
-                _DRAFTS.c.task_id == lease.task_id
+            highest = sa.select(sa.func.max(DRAFTS.c.number)).where(
+                DRAFTS.c.task_id == lease.task_id
             )
             connection.execute(
-                sa.insert(_DRAFTS).values(
+                sa.insert(DRAFTS).values(
                     task_id=lease.task_id,
                     draft_id=draft_id,
                     number=(connection.scalar(highest) or 0) + 1,
@@ -239,21 +311,21 @@ class TaskQueue:
 
     def delete_draft(self, lease: Lease, draft_id: str) -> None:
         """Fine when it is gone already. StaleLeaseError when the lease is not held."""
-        key = (_DRAFTS.c.task_id == lease.task_id) & (_DRAFTS.c.draft_id == draft_id)
+        key = (DRAFTS.c.task_id == lease.task_id) & (DRAFTS.c.draft_id == draft_id)
         with self._engine.begin() as connection:
             self._hold(connection, lease, "delete a mask of")
-            connection.execute(sa.delete(_DRAFTS).where(key))
+            connection.execute(sa.delete(DRAFTS).where(key))
 
     def drafts(self, task_id: int) -> list[Draft]:
         """In the order in which they were first saved."""
-        query = sa.select(_DRAFTS).where(_DRAFTS.c.task_id == task_id).order_by(_DRAFTS.c.number)
+        query = sa.select(DRAFTS).where(DRAFTS.c.task_id == task_id).order_by(DRAFTS.c.number)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
         return [Draft(draft_id=row.draft_id, owner=row.owner, content=row.content) for row in rows]
 
     def lease_of(self, task_id: int, token: str) -> Lease:
         """The lease that a token stands for, live or not. StaleLeaseError for a foreign token."""
-        query = sa.select(_TASKS).where(_TASKS.c.task_id == task_id, _TASKS.c.token == token)
+        query = sa.select(TASKS).where(TASKS.c.task_id == task_id, TASKS.c.token == token)
         with self._engine.connect() as connection:
             row = connection.execute(query).one_or_none() if token else None
         if row is None:
@@ -270,11 +342,11 @@ class TaskQueue:
     def take_back(self, owner: str, round_index: int) -> int:
         """Put back what an owner still holds, for one that starts anew; returns how many tasks."""
         held = (
-            (_TASKS.c.round == round_index)
-            & (_TASKS.c.owner == owner)
-            & (_TASKS.c.state == TaskState.LEASED)
+            (TASKS.c.round == round_index)
+            & (TASKS.c.owner == owner)
+            & (TASKS.c.state == TaskState.LEASED)
         )
-        release = sa.update(_TASKS).where(held).values(state=TaskState.OPEN)
+        release = sa.update(TASKS).where(held).values(state=TaskState.OPEN)
         with self._engine.begin() as connection:
             return int(connection.execute(release).rowcount)
 
@@ -284,47 +356,63 @@ class TaskQueue:
         Returns:
             Whether it was given up.
         """
-        attempts = _TASKS.c.attempts + 1
+        attempts = TASKS.c.attempts + 1
         state = sa.case(
             (attempts >= self._max_attempts, TaskState.GIVEN_UP.value), else_=TaskState.OPEN.value
         )
         row = self._change(lease, "fail", attempts=attempts, state=state, error=error)
         return bool(row.state == TaskState.GIVEN_UP)
 
-    def counts(self, round_index: int) -> TaskCounts:
+    def counts(self, round_index: int, kind: TaskKind = TaskKind.ANNOTATE) -> TaskCounts:
+        return self.all_counts(round_index)[kind]
+
+    def all_counts(self, round_index: int) -> dict[TaskKind, TaskCounts]:
+        """Of one moment."""
         query = (
-            sa.select(_TASKS.c.state, sa.func.count())
-            .where(_TASKS.c.round == round_index)
-            .group_by(_TASKS.c.state)
+            sa.select(TASKS.c.kind, TASKS.c.state, sa.func.count())
+            .where(TASKS.c.round == round_index)
+            .group_by(TASKS.c.kind, TASKS.c.state)
         )
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return TaskCounts(**{row[0]: row[1] for row in rows})
+        return {
+            kind: TaskCounts(**{state: count for name, state, count in rows if name == kind})
+            for kind in TaskKind
+        }
 
     def results(self, round_index: int, image_ids: Sequence[int]) -> dict[int, TaskResult]:
         """Of those of these images whose tasks have ended."""
-        ended = _TASKS.c.state.in_((TaskState.SUBMITTED, TaskState.GIVEN_UP))
-        query = sa.select(
-            _TASKS.c.image_id, _TASKS.c.submission, _TASKS.c.owner, _TASKS.c.error
-        ).where(_TASKS.c.round == round_index, ended)
-        ids = [int(image_id) for image_id in image_ids]
+        wanted = [int(image_id) for image_id in image_ids]
+        parts = [wanted[i : i + _MOST_VALUES] for i in range(0, len(wanted), _MOST_VALUES)]
+
+        def ended(connection: sa.Connection, kind: TaskKind) -> list[Any]:
+            queries = (ended_tasks(round_index, kind, part) for part in parts)
+            return [row for query in queries for row in connection.execute(query)]
+
         with self._engine.connect() as connection:
-            rows = [
-                row
-                for first in range(0, len(ids), _MOST_VALUES)
-                for row in connection.execute(
-                    query.where(_TASKS.c.image_id.in_(ids[first : first + _MOST_VALUES]))
-                )
-            ]
+            tasks = ended(connection, TaskKind.ANNOTATE)
+            reviews = ended(connection, TaskKind.REVIEW)
+        looked_at = {row.image_id: Review.model_validate_json(row.content) for row in reviews}
+        # One that sent the image back is of an answer that is no more.
+        settled = {
+            i: review for i, review in looked_at.items() if review.verdict is not Verdict.REDO
+        }
         return {
             row.image_id: TaskResult(
                 image_id=row.image_id,
-                submission=row.submission and Submission.model_validate_json(row.submission),
+                submission=row.content and Submission.model_validate_json(row.content),
                 owner=row.owner,
                 error=row.error,
+                review=settled.get(row.image_id),
             )
-            for row in rows
+            for row in tasks
         }
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """For whoever has questions of their own."""
+        with self._engine.connect() as connection:
+            yield connection
 
     def _change(self, lease: Lease, action: str, **values: Any) -> Any:
         """Update the task if the lease is live; one statement, so nobody comes between."""
@@ -334,13 +422,13 @@ class TaskQueue:
     def _hold(self, connection: sa.Connection, lease: Lease, action: str, **values: Any) -> Any:
         """The task's row, changed; locked against others until the transaction ends."""
         held = (
-            (_TASKS.c.task_id == lease.task_id)
-            & (_TASKS.c.token == lease.token)
-            & (_TASKS.c.state == TaskState.LEASED)
-            & (_TASKS.c.expires_at > self._clock())
+            (TASKS.c.task_id == lease.task_id)
+            & (TASKS.c.token == lease.token)
+            & (TASKS.c.state == TaskState.LEASED)
+            & (TASKS.c.expires_at > self._clock())
         )
         values = values or {"token": lease.token}
-        change = sa.update(_TASKS).where(held).values(**values).returning(_TASKS)
+        change = sa.update(TASKS).where(held).values(**values).returning(TASKS)
         row = connection.execute(change).one_or_none()
         if row is None:
             raise StaleLeaseError(
@@ -350,39 +438,17 @@ class TaskQueue:
         return row
 
     def _submitted_under(self, lease: Lease) -> bool:
-        query = sa.select(_TASKS.c.task_id).where(
-            _TASKS.c.task_id == lease.task_id,
-            _TASKS.c.token == lease.token,
-            _TASKS.c.state == TaskState.SUBMITTED,
+        query = sa.select(TASKS.c.task_id).where(
+            TASKS.c.task_id == lease.task_id,
+            TASKS.c.token == lease.token,
+            TASKS.c.state == TaskState.SUBMITTED,
         )
         with self._engine.connect() as connection:
             return connection.execute(query).one_or_none() is not None
 
 
-def _left_behind(
-    owner: str, round_index: int, holder: str, holding: Collection[int]
-) -> sa.ScalarSelect[int]:
-    """Id of the first task that a holder leases and none of its living pages works on, as SQL."""
-    return _first(
-        sa.and_(
-            _TASKS.c.round == round_index,
-            _TASKS.c.state == TaskState.LEASED,
-            _TASKS.c.owner == owner,
-            _TASKS.c.holder == holder,
-            _TASKS.c.task_id.not_in(list(holding)),
-        )
-    )
-
-
-def _first(condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    return (
-        sa.select(_TASKS.c.task_id)
-        .where(condition)
-        .order_by(_TASKS.c.task_id)
-        .limit(1)
-        .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
-        .scalar_subquery()
-    )
+def _new_task(round_index: int, kind: TaskKind, image_id: int) -> dict[str, Any]:
+    return {"round": round_index, "kind": kind, "image_id": image_id, "state": TaskState.OPEN}
 
 
 def _lease(row: Any) -> Lease:
@@ -390,7 +456,10 @@ def _lease(row: Any) -> Lease:
         token=row.token,
         task_id=row.task_id,
         round=row.round,
+        kind=row.kind,
         image_id=row.image_id,
         owner=row.owner,
         expires_at=row.expires_at,
+        note=row.note,
+        subject=row.subject,
     )

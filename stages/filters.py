@@ -29,6 +29,8 @@ class DropReason(StrEnum):
     SMALL_REGION = "small_region"
     FLAGGED = "flagged"
     """A prefilled mask that its annotator calls wrong."""
+    REJECTED = "rejected"
+    """A mask of an image that its reviewer refused."""
 
 
 class Drops(Counter[str]):

@@ -37,6 +37,8 @@ class ImageStatus(StrEnum):
     DUPLICATE = "duplicate"
     SKIPPED = "skipped"
     """An annotator looked and passed; the reason is in `error`."""
+    REJECTED = "rejected"
+    """A reviewer refused the masks of this image; the reason is in `error`."""
     GIVEN_UP = "given_up"
     """Every attempt to work on this image, alone, ended a worker or raised."""
 
@@ -98,6 +100,16 @@ class MaskRecord(Record):
     interactions: tuple[Interaction, ...] = ()
 
 
+class DraftMask(Record):
+    """A mask that an annotator has accepted, as it is kept until its image is handed in."""
+
+    segmentation: Rle
+    predicted_iou: float
+    stability_score: float
+    seconds: float
+    interactions: tuple[Interaction, ...]
+
+
 class Submission(Record):
     """What an annotator hands in for one image."""
 
@@ -110,6 +122,34 @@ class Submission(Record):
     """Why the status is not ok; empty when it is."""
     flagged: tuple[int, ...] = ()
     """Ids of prefilled masks that are wrong: they are dropped, and counted."""
+
+
+class Verdict(StrEnum):
+    GOOD = "good"
+    """As the reviewer leaves it: what they corrected takes the place of what was handed in."""
+    REDO = "redo"
+    """Back to the queue, with its masks and the reviewer's note."""
+    REJECT = "reject"
+    """None of the image's masks is kept."""
+
+
+class Review(Record):
+    """What a second person makes of the masks of one image."""
+
+    verdict: Verdict
+    note: str = ""
+    """Why, where the verdict is not good."""
+    masks: tuple[MaskRecord, ...] = ()
+    """As the reviewer leaves them; the verdict says whether they count."""
+    flagged: tuple[int, ...] = ()
+    """Ids of prefilled masks that are wrong, as in a submission."""
+    seconds: float
+    """Active time of the reviewer."""
+    ious: tuple[float, ...] = ()
+    """Of each mask looked at with what became of it: 1 where it was left alone, 0 where deleted."""
+    deleted: int = 0
+    added: int = 0
+    """Masks that were missing."""
 
 
 class ImageRecord(Record):

@@ -14,6 +14,8 @@ from fastapi.testclient import TestClient
 
 from engine.errors import EngineError
 from engine.run import tasks_url
+from engine.task_tables import TaskKind
+from stages.records import Review, Verdict
 from stages.rle import encode_rle
 from tiny_runs import TinyRun
 from web.accounts import Accounts, Role
@@ -95,12 +97,14 @@ def _waiting_desk(run: TinyRun) -> Desk | None:
 
 
 def leave(office: Office) -> None:
-    """Nobody waits for a run whose test is over: its last tasks are skipped."""
+    """Nobody waits for a run whose test is over: its last tasks are skipped, its reviews done."""
     desk = office.desk
     for account in office.accounts.all():
         desk.queue.take_back(account.name, desk.round.index)
     while (lease := desk.queue.claim("nobody", desk.round.index)) is not None:
         desk.skip(lease, 0.0, "the test is over")
+    while (lease := desk.queue.claim("nobody", desk.round.index, TaskKind.REVIEW)) is not None:
+        desk.queue.settle(lease, Review(verdict=Verdict.GOOD, seconds=0.0))
     office.thread.join(60)
     desk.close()
     office.accounts.close()
@@ -132,8 +136,8 @@ def drawn(**changes: Any) -> dict[str, Any]:
     return mask | changes
 
 
-def claim(client: httpx.Client) -> dict[str, Any]:
-    answer = client.post("/api/tasks/claim")
+def claim(client: httpx.Client, kind: str = "annotate") -> dict[str, Any]:
+    answer = client.post("/api/tasks/claim", json={"kind": kind})
     assert answer.status_code == 200, answer.text
     task: dict[str, Any] = answer.json()
     return task
@@ -149,3 +153,10 @@ def save(
 def submit(client: httpx.Client, task: dict[str, Any], seconds: float = 9.0) -> int:
     body = {"lease": task["lease"], "seconds": seconds}
     return client.post(f"/api/tasks/{task['task_id']}/submit", json=body).status_code
+
+
+def settle(
+    client: httpx.Client, task: dict[str, Any], verdict: str = "good", note: str = ""
+) -> int:
+    body = {"lease": task["lease"], "seconds": 4.0, "verdict": verdict, "note": note}
+    return client.post(f"/api/tasks/{task['task_id']}/review", json=body).status_code

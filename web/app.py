@@ -16,9 +16,12 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from engine.errors import EngineError, StaleLeaseError, StorageError, UnreadableImageError
-from web import image_routes, session_routes, task_routes
+from web import dashboard_routes, image_routes, review_routes, session_routes, task_routes
 from web.accounts import Accounts
-from web.desk import Desk, InvalidMaskError
+from web.dashboard import DashboardFigures
+from web.desk import Desk
+from web.masks import InvalidMaskError
+from web.pictures import MaskPictures
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +50,11 @@ def create_app(desk: Desk, accounts: Accounts, *, secure_cookies: bool = False) 
     app = FastAPI(title="SA Engine", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.desk, app.state.accounts = desk, accounts
     app.state.secure_cookies = secure_cookies
+    app.state.figures = DashboardFigures(desk.store, desk.config, desk.queue)
+    app.state.pictures = MaskPictures(desk.store, desk.config, desk.queue)
     app.middleware("http")(_guard)
     _answer_errors(app)
-    for part in (session_routes, task_routes, image_routes):
+    for part in (session_routes, task_routes, review_routes, image_routes, dashboard_routes):
         app.include_router(part.routes)
     if STATIC.is_dir():
         app.mount("/", StaticFiles(directory=STATIC, html=True))

@@ -6,7 +6,7 @@ from fastapi import Cookie, Depends, HTTPException, Path, Request
 
 from engine.errors import StaleLeaseError
 from engine.tasks import Lease
-from web.accounts import Account, Accounts
+from web.accounts import Account, Accounts, Role
 from web.desk import Desk
 
 COOKIE = "session"
@@ -50,3 +50,10 @@ def held(desk: Desk, task_id: int, token: str, somebody: Account) -> Lease:
     if lease.owner != somebody.name:
         raise StaleLeaseError(f"task {task_id} is not yours; claim a task")
     return lease
+
+
+def must_be(somebody: Account, *roles: Role) -> None:
+    if somebody.role not in roles:
+        raise HTTPException(
+            403, f"you are {somebody.role} here; this is for {' and '.join(f'{r}s' for r in roles)}"
+        )

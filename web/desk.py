@@ -12,7 +12,6 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -21,57 +20,39 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from engine import layout
+from engine.audit import audited_mask_id
 from engine.config import EngineConfig, frozen_config
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus
+from engine.effort import effort
 from engine.errors import EngineError
 from engine.images import work_size_hw
 from engine.manifest import RoundPlan, load_plan
+from engine.review import is_reviewed
 from engine.rounds import load_outcome
 from engine.run import open_queue
 from engine.shards import read_record
 from engine.store import Store
+from engine.task_tables import TaskKind
 from engine.tasks import Lease
 from model.onnx_decoder import INPUTS, export_decoder
 from stages.records import (
+    DraftMask,
+    ImageRecord,
     ImageStatus,
-    Interaction,
-    MaskRecord,
     Record,
     Rle,
-    Source,
     StageName,
     Submission,
 )
-from stages.rle import rle_area, rle_bbox, uncompressed_counts
+from web.masks import SavedMask, check_mask, mask_record
 
 JPEG_QUALITY = 92
-MAX_INTERACTIONS = 2000
 PROGRESS_SECONDS = 5.0
 FLAGS = "flags"
 """Draft of the prefilled masks that are wrong; every other draft is a mask."""
 LEASE_SECONDS = 120.0
 """Of a person's task, renewed by the page while it is open."""
-
-
-class InvalidMaskError(EngineError):
-    """What a page sent is no mask of this image."""
-
-
-class DraftMask(Record):
-    """A mask that an annotator has accepted, as the page saves it."""
-
-    segmentation: Rle
-    predicted_iou: float
-    stability_score: float
-    seconds: float
-    interactions: tuple[Interaction, ...]
-
-
-class SavedMask(Record):
-    mask_id: str
-    annotator: str
-    mask: DraftMask
 
 
 class Prefilled(Record):
@@ -83,6 +64,9 @@ class Task(Record):
     """Everything that a page needs to begin."""
 
     task_id: int
+    kind: TaskKind
+    note: str
+    """Of the reviewer who sent the image back; mostly empty."""
     lease: str
     expires_in: float
     image_id: int
@@ -100,26 +84,18 @@ class Task(Record):
     masks: tuple[SavedMask, ...]
 
 
-class Work(Record):
-    """What was handed in, of a round or of one annotator."""
+class Progress(Record):
+    """Of the tasks of the round's first kind."""
 
-    images: int
-    masks: int
-    seconds_per_mask: float
-    """All time on the images over all masks; 0 without masks."""
-
-
-class AnnotatorWork(Work):
-    name: str
-
-
-class Progress(Work):
     open: int
     leased: int
     submitted: int
     given_up: int
+    reviews_left: int
+    masks: int
     masks_per_image: float
-    by_annotator: tuple[AnnotatorWork, ...]
+    seconds_per_mask: float
+    """All time on the images over all masks; 0 without masks."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +107,8 @@ class OpenRound:
     folder: str
     checkpoint: str
     """Label: name and hash."""
+    kinds: tuple[TaskKind, ...]
+    """Of the tasks that there may be."""
 
 
 class Desk:
@@ -162,17 +140,30 @@ class Desk:
             waits = mine.annotator == "people" and mine.stage is not StageName.FULLY_AUTOMATIC
             planned = self.store.exists(layout.plan_path(folder))
             if waits and planned and load_outcome(self.store, folder) is None:
-                plan = load_plan(self.store, folder)
-                return OpenRound(index, plan, folder, plan.header.checkpoint)
+                return self._open(index, (TaskKind.ANNOTATE, TaskKind.REVIEW))
+        for index in range(len(self.config.rounds)):
+            if self.queue.counts(index, TaskKind.AUDIT).left:
+                return self._open(index, (TaskKind.AUDIT,))
         raise EngineError(
             f"no round of {self.store.uri} waits for people now: give a round `annotator: people` "
-            "and start `sa-engine run`, which prepares the tasks"
+            "and start `sa-engine run`, which prepares the tasks; or audit an automatic round with "
+            "`sa-engine audit`"
         )
+
+    def _open(self, index: int, kinds: tuple[TaskKind, ...]) -> OpenRound:
+        folder = self.config.round_folder(index)
+        plan = load_plan(self.store, folder)
+        return OpenRound(index, plan, folder, plan.header.checkpoint, kinds)
 
     # Tasks
 
     def claim(
-        self, annotator: str, *, browser: str = "", holding: Collection[int] | None = None
+        self,
+        annotator: str,
+        kind: TaskKind,
+        *,
+        browser: str = "",
+        holding: Collection[int] | None = None,
     ) -> Task | None:
         """The next task; of this browser's, one that no page of it works on comes first.
 
@@ -182,7 +173,7 @@ class Desk:
 
         def lease() -> Lease | None:
             index = self.round.index
-            return self.queue.claim(annotator, index, holder=browser, holding=holding)
+            return self.queue.claim(annotator, index, kind, holder=browser, holding=holding)
 
         claimed = lease()
         if claimed is None and self._take_up_next_round():
@@ -192,16 +183,23 @@ class Desk:
     def _take_up_next_round(self) -> bool:
         """Whether this round is over and another one waits."""
         with self._deciding:
-            if load_outcome(self.store, self.round.folder) is None:
+            if not self._is_over():
                 return False
             try:
                 following = self._waiting_round()
             except EngineError:
                 return False
+            if following.index == self.round.index:
+                return False
             for name in ("decoder_onnx", "_session", "_context"):
                 self.__dict__.pop(name, None)  # they were the last checkpoint's
             self.round = following
             return True
+
+    def _is_over(self) -> bool:
+        if TaskKind.AUDIT in self.round.kinds:
+            return not self.queue.counts(self.round.index, TaskKind.AUDIT).left
+        return load_outcome(self.store, self.round.folder) is not None
 
     def lease(self, task_id: int, token: str) -> Lease:
         """
@@ -222,7 +220,8 @@ class Desk:
         self.queue.delete_draft(lease, mask_id)
 
     def tasks_left(self) -> int:
-        return self.queue.counts(self.round.index).left
+        counts = self.queue.all_counts(self.round.index)
+        return sum(counts[kind].left for kind in self.round.kinds)
 
     def save(self, lease: Lease, mask_id: str, mask: DraftMask) -> None:
         """
@@ -230,22 +229,20 @@ class Desk:
             InvalidMaskError: its RLE is no mask of this image.
             StaleLeaseError: the lease is not held any more.
         """
-        size_hw = self._size_hw(lease.image_id)
-        for rle in _rles_of(mask):
-            check_rle(rle, size_hw)
-        if len(mask.interactions) > MAX_INTERACTIONS:
-            raise InvalidMaskError(
-                f"{len(mask.interactions)} interactions; expected at most {MAX_INTERACTIONS}"
-            )
+        check_mask(mask, self.size_hw(lease.image_id))
         self.queue.save_draft(lease, mask_id, mask.model_dump_json())
 
     def submit(self, lease: Lease, seconds: float) -> None:
         """Hand in what is saved; a second time changes nothing."""
-        masks = tuple(
-            self._record(number, saved) for number, saved in enumerate(self.saved(lease.task_id))
+        header = self.round.plan.header
+        saved = enumerate(self.saved(lease.task_id))
+        submission = Submission(
+            masks=tuple(mask_record(number, mask, header) for number, mask in saved),
+            seconds=seconds,
+            flagged=self.flagged(lease.task_id),
         )
-        flagged = self.flagged(lease.task_id)
-        self.queue.submit(lease, Submission(masks=masks, seconds=seconds, flagged=flagged))
+        chosen = is_reviewed(self.config, lease.round, lease.image_id)
+        self.queue.submit(lease, submission, review=chosen)
 
     def skip(self, lease: Lease, seconds: float, reason: str) -> None:
         submission = Submission(seconds=seconds, status=ImageStatus.SKIPPED, error=reason)
@@ -261,6 +258,14 @@ class Desk:
             for draft in self.queue.drafts(task_id)
             if draft.draft_id != FLAGS
         )
+
+    def _shown(self, lease: Lease) -> tuple[SavedMask, ...]:
+        """Saved masks; corrected automatic ones with what they were, where their log begins."""
+        saved = self.saved(lease.task_id)
+        if lease.kind is not TaskKind.AUDIT:
+            return saved
+        before = self.automatic_masks(lease.image_id)
+        return tuple(one.model_copy(update={"base": before.get(one.mask_id)}) for one in saved)
 
     def flag(self, lease: Lease, prefilled_id: int, wrong: bool) -> None:
         """Call a prefilled mask wrong, or right again."""
@@ -283,24 +288,14 @@ class Desk:
 
     def _count(self) -> Progress:
         index = self.round.index
-        results = self.queue.results(index, self.round.plan.image_ids.tolist()).values()
-        handed_in = [result for result in results if result.submission is not None]
-        by_name: dict[str, list[Submission]] = {}
-        for result in handed_in:
-            assert result.submission is not None
-            by_name.setdefault(result.owner, []).append(result.submission)
-        every = [submission for mine in by_name.values() for submission in mine]
-        counts = self.queue.counts(index)
+        counts = self.queue.all_counts(index)
+        done = effort(self.queue, index)
         return Progress(
-            **_work(every),
-            open=counts.open,
-            leased=counts.leased,
-            submitted=counts.submitted,
-            given_up=counts.given_up,
-            masks_per_image=sum(len(s.masks) for s in every) / max(len(every), 1),
-            by_annotator=tuple(
-                AnnotatorWork(name=name, **_work(mine)) for name, mine in sorted(by_name.items())
-            ),
+            **counts[self.round.kinds[0]].model_dump(),
+            reviews_left=counts[TaskKind.REVIEW].left,
+            masks=done.masks,
+            masks_per_image=done.masks_per_image,
+            seconds_per_mask=done.seconds_per_mask,
         )
 
     # Images
@@ -321,7 +316,7 @@ class Desk:
 
     def has_image(self, image_id: int) -> bool:
         """Whether it is one of this round's."""
-        return bool(np.isin(image_id, self.round.plan.image_ids))
+        return self.round.plan.place(image_id) is not None
 
     # The decoder
 
@@ -381,7 +376,7 @@ class Desk:
 
     def _task(self, lease: Lease) -> Task:
         row, config = self._corpus.row(lease.image_id), self._context.checkpoint.config
-        height, width = self._size_hw(lease.image_id)
+        height, width = self.size_hw(lease.image_id)
         stage = self.round.plan.header.stage
         rules = (
             self.config.assisted_manual
@@ -390,6 +385,8 @@ class Desk:
         )
         return Task(
             task_id=lease.task_id,
+            kind=lease.kind,
+            note=lease.note,
             lease=lease.token,
             expires_in=LEASE_SECONDS,
             image_id=lease.image_id,
@@ -403,72 +400,26 @@ class Desk:
             checkpoint=self.round.checkpoint,
             prefilled=self._prefilled(lease.image_id),
             flagged=self.flagged(lease.task_id),
-            masks=self.saved(lease.task_id),
+            masks=self._shown(lease),
         )
 
     def _prefilled(self, image_id: int) -> tuple[Prefilled, ...]:
-        plan = self.round.plan
-        if plan.header.stage is not StageName.SEMI_AUTOMATIC:
+        if self.round.plan.header.stage is not StageName.SEMI_AUTOMATIC:
             return ()
-        (place,) = np.flatnonzero(plan.image_ids == image_id)
-        shard, row = divmod(int(place), plan.images_per_shard)
-        path = layout.shard_path(layout.proposals_folder(self.round.folder), shard)
-        record = read_record(self.store, path, row)
+        record = self._record(layout.proposals_folder(self.round.folder), image_id)
         return tuple(Prefilled(id=m.id, segmentation=m.segmentation) for m in record.masks)
 
-    def _size_hw(self, image_id: int) -> tuple[int, int]:
+    def automatic_masks(self, image_id: int) -> dict[str, Rle]:
+        """Of an audited round, by the ids of their drafts."""
+        record = self._record(layout.shards_folder(self.round.folder), image_id)
+        return {audited_mask_id(mask.id): mask.segmentation for mask in record.masks}
+
+    def _record(self, shards: str, image_id: int) -> ImageRecord:
+        place = self.round.plan.place(image_id)
+        assert place is not None, f"image {image_id} is not one of round {self.round.index}"
+        shard, row = place
+        return read_record(self.store, layout.shard_path(shards, shard), row)
+
+    def size_hw(self, image_id: int) -> tuple[int, int]:
         row = self._corpus.row(image_id)
         return work_size_hw((row.height, row.width), self.config.work_size)
-
-    def _record(self, number: int, saved: SavedMask) -> MaskRecord:
-        mask, header = saved.mask, self.round.plan.header
-        height, width = mask.segmentation.size
-        points = [a.coords for a in mask.interactions if a.kind == "point"]
-        return MaskRecord(
-            id=number,
-            segmentation=mask.segmentation,
-            bbox=rle_bbox(mask.segmentation),
-            area=rle_area(mask.segmentation),
-            predicted_iou=mask.predicted_iou,
-            stability_score=mask.stability_score,
-            crop_box=(0.0, 0.0, float(width), float(height)),
-            point_coords=tuple((x, y) for x, y in points),
-            stage=header.stage,
-            round=header.round,
-            source=Source.ANNOTATED,
-            annotator=saved.annotator,
-            seconds=mask.seconds,
-            num_clicks=sum(action.kind != "brush" for action in mask.interactions),
-            checkpoint=header.checkpoint,
-            interactions=mask.interactions,
-        )
-
-
-def check_rle(rle: Rle, size_hw: tuple[int, int]) -> None:
-    """
-    Raises:
-        InvalidMaskError: another frame, no RLE, or runs that do not fill the frame.
-    """
-    if tuple(rle.size) != size_hw:
-        raise InvalidMaskError(f"a mask of {rle.size}; the image is {size_hw}")
-    try:
-        runs = uncompressed_counts(rle.counts)
-    except (ValueError, UnicodeEncodeError) as error:
-        raise InvalidMaskError(f"a mask's counts are no RLE: {error}") from error
-    if len(runs) == 0 or runs.min() < 0 or int(runs.sum()) != size_hw[0] * size_hw[1]:
-        raise InvalidMaskError(f"a mask's runs do not fill {size_hw[0]} x {size_hw[1]} pixels")
-
-
-def _rles_of(mask: DraftMask) -> list[Rle]:
-    strokes = [action.stroke for action in mask.interactions if action.stroke is not None]
-    return [mask.segmentation, *(action.answer for action in mask.interactions), *strokes]
-
-
-def _work(submissions: list[Submission]) -> dict[str, Any]:
-    masks = sum(len(submission.masks) for submission in submissions)
-    seconds = sum(submission.seconds for submission in submissions)
-    return {
-        "images": len(submissions),
-        "masks": masks,
-        "seconds_per_mask": seconds / masks if masks else 0.0,
-    }

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import Field
 
+from engine.task_tables import TaskKind
 from stages.records import Record, StageName
 from web.accounts import SESSION_SECONDS
 from web.dependencies import COOKIE, SessionCookie, Somebody, TheAccounts, TheDesk
@@ -22,6 +23,8 @@ class Me(Record):
     run: str
     round: int
     stage: StageName
+    kinds: tuple[TaskKind, ...]
+    """Of the tasks that this round has; who may do which is for the role to say."""
     checkpoint: str
 
 
@@ -58,5 +61,6 @@ def me(somebody: Somebody, desk: TheDesk) -> Me:
         run=desk.config.name,
         round=header.round,
         stage=header.stage,
+        kinds=desk.round.kinds,
         checkpoint=header.checkpoint,
     )

@@ -5,9 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException
 from pydantic import Field, FiniteFloat
 
-from stages.records import Record
-from web.dependencies import ImageId, MaskId, Somebody, TaskId, TheDesk, held
-from web.desk import DraftMask, Progress, Task
+from engine.task_tables import TaskKind
+from engine.tasks import Lease
+from stages.records import DraftMask, Record
+from web.accounts import Role
+from web.dependencies import ImageId, MaskId, Somebody, TaskId, TheDesk, held, must_be
+from web.desk import Progress, Task
 
 routes = APIRouter(prefix="/api")
 
@@ -15,6 +18,7 @@ Seconds = Annotated[FiniteFloat, Field(ge=0, le=24 * 3600)]
 
 
 class Claim(Record):
+    kind: TaskKind = TaskKind.ANNOTATE
     holding: (
         Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], Field(max_length=100)] | None
     ) = None
@@ -50,8 +54,10 @@ class Renewed(Record):
 
 @routes.post("/tasks/claim")
 def claim(somebody: Somebody, desk: TheDesk, body: Claim | None = None) -> Task:
-    holding = None if body is None else body.holding
-    task = desk.claim(somebody.name, browser=somebody.session, holding=holding)
+    wanted = Claim() if body is None else body
+    if wanted.kind is not TaskKind.ANNOTATE:
+        must_be(somebody, Role.REVIEWER, Role.MANAGER)
+    task = desk.claim(somebody.name, wanted.kind, browser=somebody.session, holding=wanted.holding)
     if task is None:
         raise HTTPException(204)
     return task
@@ -83,12 +89,13 @@ def flag(
 
 @routes.post("/tasks/{task_id}/submit", status_code=204)
 def submit(task_id: TaskId, body: Submit, somebody: Somebody, desk: TheDesk) -> None:
-    desk.submit(held(desk, task_id, body.lease, somebody), body.seconds)
+    desk.submit(_annotated(held(desk, task_id, body.lease, somebody)), body.seconds)
 
 
 @routes.post("/tasks/{task_id}/skip", status_code=204)
 def skip(task_id: TaskId, body: Skip, somebody: Somebody, desk: TheDesk) -> None:
-    desk.skip(held(desk, task_id, body.lease, somebody), body.seconds, body.reason)
+    lease = _annotated(held(desk, task_id, body.lease, somebody))
+    desk.skip(lease, body.seconds, body.reason)
 
 
 @routes.post("/tasks/{task_id}/release", status_code=204)
@@ -99,3 +106,9 @@ def release(task_id: TaskId, body: Held, somebody: Somebody, desk: TheDesk) -> N
 @routes.get("/progress")
 def progress(somebody: Somebody, desk: TheDesk) -> Progress:
     return desk.progress()
+
+
+def _annotated(lease: Lease) -> Lease:
+    if lease.kind is not TaskKind.ANNOTATE:
+        raise HTTPException(422, f"task {lease.task_id} is a {lease.kind}: it ends with a verdict")
+    return lease

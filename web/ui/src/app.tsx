@@ -26,7 +26,7 @@ export function App() {
       setMe(now);
       setSignedOut(false);
       setTrouble("");
-      if (workspace) return workspace.goOn();
+      if (workspace) return workspace.signedInAgain();
       const made = new Workspace(api, now, forcedDecoder());
       setWorkspace(made);
       made.start();
@@ -65,13 +65,8 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
   useEffect(() => workspace.subscribe(() => show(undefined)), [workspace]);
   useEffect(() => {
     const onGone = (): void => workspace.abandon();
-    const onOnline = (): void => workspace.goOn();
     window.addEventListener("pagehide", onGone);
-    window.addEventListener("online", onOnline);
-    return () => {
-      window.removeEventListener("pagehide", onGone);
-      window.removeEventListener("online", onOnline);
-    };
+    return () => window.removeEventListener("pagehide", onGone);
   }, [workspace]);
 
   function run(command: Command, isShift = false): void {
@@ -83,7 +78,7 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
   useEffect(() => {
     if (!props.isActive) return;
     const onKeyDown = (event: KeyboardEvent): void => {
-      workspace.current?.input();
+      workspace.input();
       if (isForElement(event, event.target)) return;
       const command = commandOf(event);
       if (!command) return;
@@ -99,9 +94,9 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
       workspace.hide(false);
       control.current?.releaseSpace();
     };
-    const onInput = (): void => workspace.current?.input();
+    const onInput = (): void => workspace.input();
     const onLeave = (event: BeforeUnloadEvent): void => {
-      if (workspace.saves.count > 0 || workspace.current?.drawing.isTouched) event.preventDefault();
+      if (workspace.saves.count > 0 || workspace.hasDraft) event.preventDefault();
     };
     window.addEventListener("keydown", onKeyDown);
     window.addEventListener("keyup", onKeyUp);
@@ -141,7 +136,7 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "output0":
     case "output1":
     case "output2":
-      return workspace.current?.drawing.choose(Number(command.slice(-1)));
+      return workspace.choose(Number(command.slice(-1)));
     case "clickTool":
       return workspace.setTool("click");
     case "brush":
@@ -153,15 +148,15 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "larger":
       return workspace.resizeBrush(1.2);
     case "undo":
-      return workspace.current?.undo();
+      return workspace.undo();
     case "redo":
-      return workspace.current?.drawing.redo();
+      return workspace.redo();
     case "accept":
-      return workspace.current?.accept();
+      return workspace.accept();
     case "clear":
-      return workspace.current?.clear();
+      return workspace.clear();
     case "delete":
-      return workspace.current?.deleteMask();
+      return workspace.deleteMask();
     case "outlines":
       return workspace.toggle("showOutlines");
     case "uncovered":

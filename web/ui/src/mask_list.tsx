@@ -2,14 +2,13 @@ import { colourOf } from "./layer";
 import type { Workspace } from "./workspace";
 
 export function MaskList(props: { workspace: Workspace }) {
-  const { current } = props.workspace;
-  const { accepted: masks, locked, flagged } = current?.finished ?? { accepted: [], locked: [], flagged: new Set<string>() };
+  const { workspace } = props;
   return (
     <aside class="masks" aria-label="Masks">
-      <h2 id="accepted">Accepted masks ({masks.length})</h2>
+      <h2 id="accepted">Accepted masks ({workspace.accepted.length})</h2>
       <ol aria-labelledby="accepted">
-        {masks.map((accepted, index) => {
-          const isEdited = current?.drawing.editing === accepted.id;
+        {workspace.accepted.map((accepted, index) => {
+          const isEdited = workspace.editing === accepted.id;
           return (
             <li key={accepted.id} class={isEdited ? "edited" : ""} data-mask={accepted.id}>
               <Swatch colour={colourOf(accepted.colour)} />
@@ -18,38 +17,38 @@ export function MaskList(props: { workspace: Workspace }) {
                 class="name"
                 aria-label={`Edit mask ${index + 1}`}
                 aria-pressed={isEdited}
-                onClick={() => current?.edit(accepted.id)}
+                onClick={() => workspace.edit(accepted.id)}
                 onKeyDown={(event) => {
                   if (event.key !== "Delete") return;
                   event.stopPropagation();
-                  current?.deleteMask(accepted.id);
+                  workspace.deleteMask(accepted.id);
                 }}
               >
                 Mask {index + 1}
                 <small>{accepted.payload.seconds.toFixed(0)} s</small>
               </button>
               {accepted.refused && <span class="error" title={accepted.refused}>refused</span>}
-              <button type="button" aria-label={`Delete mask ${index + 1}`} onClick={() => current?.deleteMask(accepted.id)}>
+              <button type="button" aria-label={`Delete mask ${index + 1}`} onClick={() => workspace.deleteMask(accepted.id)}>
                 ✕
               </button>
             </li>
           );
         })}
       </ol>
-      {locked.length > 0 && (
+      {workspace.locked.length > 0 && (
         <>
-          <h2 id="locked">Locked masks ({locked.length})</h2>
+          <h2 id="locked">Locked masks ({workspace.locked.length})</h2>
           <ol aria-labelledby="locked">
-            {locked.map(({ id }, index) => {
-              const isFlagged = flagged.has(id);
+            {workspace.locked.map((locked, index) => {
+              const isFlagged = workspace.flagged.has(locked.id);
               return (
-                <li key={id} class={isFlagged ? "flagged" : ""} data-locked={id}>
+                <li key={locked.id} class={isFlagged ? "flagged" : ""} data-locked={locked.id}>
                   <span class="name">Locked {index + 1}</span>
                   <button
                     type="button"
                     aria-pressed={isFlagged}
                     aria-label={`Flag locked mask ${index + 1} as wrong`}
-                    onClick={() => current?.toggleFlag(id)}
+                    onClick={() => workspace.toggleFlag(locked.id)}
                   >
                     {isFlagged ? "wrong" : "flag"}
                   </button>

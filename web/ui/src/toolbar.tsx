@@ -11,9 +11,8 @@ const OUTPUTS = ["Whole", "Part", "Subpart"];
 
 export function Toolbar(props: { workspace: Workspace; run: (command: Command) => void }) {
   const { workspace, run } = props;
-  const session = workspace.current?.drawing.session;
-  const choices = session?.choices ?? [];
-  const isWorking = workspace.canDraw;
+  const choices = workspace.session?.choices ?? [];
+  const isWorking = workspace.canWork;
 
   return (
     // Clicking a button leaves the keyboard with the image: Enter goes on to accept.
@@ -41,7 +40,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           <button
             type="button"
             role="radio"
-            aria-checked={choices.length > 0 && session?.chosen === output}
+            aria-checked={choices.length > 0 && workspace.session?.chosen === output}
             aria-keyshortcuts={String(output + 1)}
             disabled={choices.length === 0}
             onClick={() => run(`output${output}` as Command)}
@@ -57,7 +56,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           keys="Control+Shift+Z"
           text="Redo"
           hint="^⇧Z"
-          disabled={!session?.canRedo}
+          disabled={!workspace.session?.canRedo}
           onClick={() => run("redo")}
         />
         <Button label="Drop the mask" keys="Escape" text="Drop" hint="Esc" disabled={!isWorking} onClick={() => run("clear")} />
@@ -67,7 +66,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           text="Accept"
           hint="⏎"
           isPrimary
-          disabled={!isWorking || !session?.actions.length}
+          disabled={!isWorking || (workspace.session?.actions.length ?? 0) === 0}
           onClick={() => run("accept")}
         />
       </div>
