@@ -26,7 +26,7 @@ export function App() {
       setMe(now);
       setSignedOut(false);
       setTrouble("");
-      if (workspace) return workspace.signedInAgain();
+      if (workspace) return workspace.goOn();
       const made = new Workspace(api, now, forcedDecoder());
       setWorkspace(made);
       made.start();
@@ -65,8 +65,13 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
   useEffect(() => workspace.subscribe(() => show(undefined)), [workspace]);
   useEffect(() => {
     const onGone = (): void => workspace.abandon();
+    const onOnline = (): void => workspace.goOn();
     window.addEventListener("pagehide", onGone);
-    return () => window.removeEventListener("pagehide", onGone);
+    window.addEventListener("online", onOnline);
+    return () => {
+      window.removeEventListener("pagehide", onGone);
+      window.removeEventListener("online", onOnline);
+    };
   }, [workspace]);
 
   function run(command: Command, isShift = false): void {
@@ -78,7 +83,7 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
   useEffect(() => {
     if (!props.isActive) return;
     const onKeyDown = (event: KeyboardEvent): void => {
-      workspace.input();
+      workspace.current?.input();
       if (isForElement(event, event.target)) return;
       const command = commandOf(event);
       if (!command) return;
@@ -94,9 +99,9 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
       workspace.hide(false);
       control.current?.releaseSpace();
     };
-    const onInput = (): void => workspace.input();
+    const onInput = (): void => workspace.current?.input();
     const onLeave = (event: BeforeUnloadEvent): void => {
-      if (workspace.saves.count > 0 || workspace.hasDraft) event.preventDefault();
+      if (workspace.saves.count > 0 || workspace.current?.drawing.isTouched) event.preventDefault();
     };
     window.addEventListener("keydown", onKeyDown);
     window.addEventListener("keyup", onKeyUp);
@@ -136,7 +141,7 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "output0":
     case "output1":
     case "output2":
-      return workspace.choose(Number(command.slice(-1)));
+      return workspace.current?.drawing.choose(Number(command.slice(-1)));
     case "clickTool":
       return workspace.setTool("click");
     case "brush":
@@ -148,15 +153,15 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "larger":
       return workspace.resizeBrush(1.2);
     case "undo":
-      return workspace.undo();
+      return workspace.current?.undo();
     case "redo":
-      return workspace.redo();
+      return workspace.current?.drawing.redo();
     case "accept":
-      return workspace.accept();
+      return workspace.current?.accept();
     case "clear":
-      return workspace.clear();
+      return workspace.current?.clear();
     case "delete":
-      return workspace.deleteMask();
+      return workspace.current?.deleteMask();
     case "outlines":
       return workspace.toggle("showOutlines");
     case "uncovered":

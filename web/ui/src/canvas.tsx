@@ -4,6 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { dragBox, fit, pan, pixelAt, type Point, toImage, toScreen, type View, zoomAt } from "./geometry";
 import type { Command } from "./keys";
 import { type Colour, colourOf, type LayerMask, type Show } from "./layer";
+import type { OpenTask } from "./open_task";
 import { Painter } from "./painter";
 import type { Workspace } from "./workspace";
 
@@ -52,14 +53,15 @@ export class CanvasControl {
   /** Shows what the workspace holds now. */
   sync(): void {
     const { workspace } = this;
-    if (workspace.image !== this.shownImage) {
-      this.shownImage = workspace.image;
-      this.painter.setImage(workspace.image, workspace.size);
+    const image = workspace.current?.image ?? null;
+    if (image !== this.shownImage) {
+      this.shownImage = image;
+      this.painter.setImage(image, workspace.size);
       this.crosshair = this.corner = null;
       this.fit();
     }
     const show: Show = workspace.showUncovered ? "uncovered" : workspace.showOutlines ? "outlines" : "filled";
-    this.painter.setMasks(layerMasks(workspace), show);
+    this.painter.setMasks(workspace.current ? layerMasks(workspace.current) : [], show);
     this.painter.setHidden(workspace.hidden);
     this.drawDraft();
   }
@@ -89,7 +91,7 @@ export class CanvasControl {
       case "add":
       case "remove": {
         const pixel = this.crosshair && pixelAt(this.crosshair, workspace.size);
-        if (pixel) workspace.click(pixel, command === "add" ? 1 : 0);
+        if (pixel) workspace.current?.drawing.click(pixel, command === "add" ? 1 : 0);
         else workspace.say("Move the cross with the arrow keys first.");
         return true;
       }
@@ -97,7 +99,7 @@ export class CanvasControl {
         this.setCorner();
         return true;
       case "flag":
-        workspace.flagAt(this.mouse ? toImage(this.view, this.mouse) : this.crosshair);
+        workspace.current?.flagAt(this.mouse ? toImage(this.view, this.mouse) : this.crosshair);
         return true;
       default:
         return false;
@@ -121,14 +123,14 @@ export class CanvasControl {
       return;
     }
     const { workspace } = this;
-    if (!workspace.canWork || (event.button !== 0 && event.button !== 2)) return;
+    if (!workspace.canDraw || (event.button !== 0 && event.button !== 2)) return;
     const isOther = event.button === 2 || event.shiftKey;
     const place = toImage(this.view, at);
     if (workspace.tool === "brush" || workspace.tool === "eraser") {
       const label = (workspace.tool === "brush") === isOther ? 0 : 1;
       this.gesture = { kind: "stroke", points: [place], label };
     } else if (workspace.tool === "select") {
-      workspace.selectAt(place);
+      workspace.current?.selectAt(place);
     } else {
       this.gesture = { kind: "click", from: at, to: at, label: isOther ? 0 : 1, isBox: false };
     }
@@ -161,13 +163,13 @@ export class CanvasControl {
     this.gesture = null;
     const at = this.place(event);
     if (gesture?.kind === "stroke") {
-      workspace.stroke(gesture.points, gesture.label);
+      workspace.current?.drawing.stroke(gesture.points, workspace.brushRadius, gesture.label);
     } else if (gesture?.kind === "click" && gesture.isBox) {
       const box = dragBox(toImage(this.view, gesture.from), toImage(this.view, at), workspace.size);
-      if (box) workspace.dragBox(box);
+      if (box) workspace.current?.drawing.dragBox(box);
     } else if (gesture?.kind === "click") {
       const pixel = pixelAt(toImage(this.view, gesture.from), workspace.size);
-      if (pixel) workspace.click(pixel, gesture.label);
+      if (pixel) workspace.current?.drawing.click(pixel, gesture.label);
     }
     this.drawDraft();
   }
@@ -222,24 +224,24 @@ export class CanvasControl {
     } else {
       this.corner = null;
       const box = dragBox(corner, crosshair, workspace.size);
-      if (box) workspace.dragBox(box);
+      if (box) workspace.current?.drawing.dragBox(box);
     }
     this.drawDraft();
   }
 
   private drawDraft(): void {
     const { workspace, gesture, mouse } = this;
-    const session = workspace.session;
-    const actions = session?.actions ?? [];
+    const drawing = workspace.current?.drawing;
+    const actions = drawing?.session.actions ?? [];
     const isBrush = workspace.tool === "brush" || workspace.tool === "eraser";
     const clicks = actions
       .filter((action) => action.kind === "point")
       .map(({ coords: [x, y], label }) => ({ x, y, label, waiting: false }));
     const isDragged = gesture?.kind === "click" && gesture.isBox;
     this.painter.setDraft({
-      mask: actions.length ? (session?.mask ?? null) : workspace.preview,
+      mask: (actions.length ? drawing?.session.mask : drawing?.preview) ?? null,
       isPreview: actions.length === 0,
-      clicks: [...clicks, ...workspace.waitingClicks.map((click) => ({ ...click, waiting: true }))],
+      clicks: [...clicks, ...(drawing?.waitingClicks ?? []).map((click) => ({ ...click, waiting: true }))],
       box: actions.findLast((action) => action.kind === "box")?.coords ?? null,
       dragged: isDragged
         ? [toImage(this.view, gesture.from), toImage(this.view, gesture.to)]
@@ -300,9 +302,9 @@ export function ImageCanvas(props: { workspace: Workspace; onControl: (control: 
         tabIndex={0}
         aria-label="Image to annotate"
         aria-describedby="status"
-        aria-busy={workspace.busy > 0}
+        aria-busy={(workspace.current?.drawing.busy ?? 0) > 0}
         data-phase={workspace.phase}
-        data-task={workspace.task?.task_id ?? ""}
+        data-task={workspace.current?.task.task_id ?? ""}
         data-tool={workspace.tool}
         onPointerDown={(event) => control.current?.pointerDown(event)}
         onPointerMove={(event) => control.current?.pointerMove(event)}
@@ -316,15 +318,15 @@ export function ImageCanvas(props: { workspace: Workspace; onControl: (control: 
 }
 
 /** Bottom to top: locked masks, flagged ones, accepted ones but for the one that is taken up; small over large. */
-function layerMasks(workspace: Workspace): LayerMask[] {
+function layerMasks({ finished, drawing }: OpenTask): LayerMask[] {
   const bySize = (a: LayerMask, b: LayerMask): number => b.mask.bits.length - a.mask.bits.length;
   const locked = (isFlagged: boolean): LayerMask[] =>
-    workspace.locked
-      .filter(({ id }) => workspace.flagged.has(id) === isFlagged)
+    finished.locked
+      .filter(({ id }) => finished.flagged.has(id) === isFlagged)
       .map(({ id, mask }) => ({ key: `locked ${id}`, mask, colour: isFlagged ? FLAGGED : LOCKED, striped: true }))
       .sort(bySize);
-  const accepted = workspace.accepted
-    .filter(({ id }) => id !== workspace.editing)
+  const accepted = finished.accepted
+    .filter(({ id }) => id !== drawing.editing)
     .map(({ id, mask, colour }) => ({ key: id, mask, colour: colourOf(colour), striped: false }))
     .sort(bySize);
   return [...locked(false), ...locked(true), ...accepted];

@@ -2,13 +2,14 @@ import { colourOf } from "./layer";
 import type { Workspace } from "./workspace";
 
 export function MaskList(props: { workspace: Workspace }) {
-  const { workspace } = props;
+  const { current } = props.workspace;
+  const { accepted: masks, locked, flagged } = current?.finished ?? { accepted: [], locked: [], flagged: new Set<string>() };
   return (
     <aside class="masks" aria-label="Masks">
-      <h2 id="accepted">Accepted masks ({workspace.accepted.length})</h2>
+      <h2 id="accepted">Accepted masks ({masks.length})</h2>
       <ol aria-labelledby="accepted">
-        {workspace.accepted.map((accepted, index) => {
-          const isEdited = workspace.editing === accepted.id;
+        {masks.map((accepted, index) => {
+          const isEdited = current?.drawing.editing === accepted.id;
           return (
             <li key={accepted.id} class={isEdited ? "edited" : ""} data-mask={accepted.id}>
               <Swatch colour={colourOf(accepted.colour)} />
@@ -17,38 +18,38 @@ export function MaskList(props: { workspace: Workspace }) {
                 class="name"
                 aria-label={`Edit mask ${index + 1}`}
                 aria-pressed={isEdited}
-                onClick={() => workspace.edit(accepted.id)}
+                onClick={() => current?.edit(accepted.id)}
                 onKeyDown={(event) => {
                   if (event.key !== "Delete") return;
                   event.stopPropagation();
-                  workspace.deleteMask(accepted.id);
+                  current?.deleteMask(accepted.id);
                 }}
               >
                 Mask {index + 1}
                 <small>{accepted.payload.seconds.toFixed(0)} s</small>
               </button>
               {accepted.refused && <span class="error" title={accepted.refused}>refused</span>}
-              <button type="button" aria-label={`Delete mask ${index + 1}`} onClick={() => workspace.deleteMask(accepted.id)}>
+              <button type="button" aria-label={`Delete mask ${index + 1}`} onClick={() => current?.deleteMask(accepted.id)}>
                 ✕
               </button>
             </li>
           );
         })}
       </ol>
-      {workspace.locked.length > 0 && (
+      {locked.length > 0 && (
         <>
-          <h2 id="locked">Locked masks ({workspace.locked.length})</h2>
+          <h2 id="locked">Locked masks ({locked.length})</h2>
           <ol aria-labelledby="locked">
-            {workspace.locked.map((locked, index) => {
-              const isFlagged = workspace.flagged.has(locked.id);
+            {locked.map(({ id }, index) => {
+              const isFlagged = flagged.has(id);
               return (
-                <li key={locked.id} class={isFlagged ? "flagged" : ""} data-locked={locked.id}>
+                <li key={id} class={isFlagged ? "flagged" : ""} data-locked={id}>
                   <span class="name">Locked {index + 1}</span>
                   <button
                     type="button"
                     aria-pressed={isFlagged}
                     aria-label={`Flag locked mask ${index + 1} as wrong`}
-                    onClick={() => workspace.toggleFlag(locked.id)}
+                    onClick={() => current?.toggleFlag(id)}
                   >
                     {isFlagged ? "wrong" : "flag"}
                   </button>

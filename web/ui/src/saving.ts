@@ -34,7 +34,7 @@ export interface SavingHooks {
 }
 
 const FIRST_DELAY = 500;
-const LONGEST_DELAY = 15_000;
+const LONGEST_DELAY = 5000;
 const KEPT_MILLISECONDS = 7 * 24 * 3600 * 1000;
 
 export class SaveQueue {

@@ -4,7 +4,8 @@ import type { Workspace } from "./workspace";
 
 export function Header(props: { workspace: Workspace; onLeave: () => void }) {
   const { workspace } = props;
-  const { me, task, progress } = workspace;
+  const { me, progress } = workspace;
+  const task = workspace.current?.task;
   const stage = (task?.stage ?? me.stage).replace("_", " ");
   return (
     <header class="top">
@@ -44,7 +45,7 @@ export function StatusLine(props: { workspace: Workspace }) {
         {workspace.message}
       </span>
       <span class="space" />
-      {workspace.busy > 0 && <span class="asking">asking the model…</span>}
+      {(workspace.current?.drawing.busy ?? 0) > 0 && <span class="asking">asking the model…</span>}
       <Clock workspace={workspace} />
       <DecoderLine workspace={workspace} />
       <span class={saves.count ? "unsaved" : "saved"} data-unsaved={saves.count} role="status" aria-label="Saving">
@@ -60,13 +61,14 @@ function Clock(props: { workspace: Workspace }) {
     const timer = setInterval(() => tick((count) => count + 1), 1000);
     return () => clearInterval(timer);
   }, []);
-  const { workspace } = props;
-  if (!workspace.task) return null;
-  const isLong = workspace.maskSeconds > workspace.task.max_mask_seconds;
+  const { current } = props.workspace;
+  if (!current) return null;
+  const maskSeconds = current.drawing.session.seconds;
+  const isLong = maskSeconds > current.task.max_mask_seconds;
   return (
     <span title="Active time: pauses above 30 s do not count">
-      <span class={isLong ? "unsaved" : ""}>mask {workspace.maskSeconds.toFixed(0)} s</span>, image{" "}
-      {workspace.imageSeconds.toFixed(0)} s
+      <span class={isLong ? "unsaved" : ""}>mask {maskSeconds.toFixed(0)} s</span>, image{" "}
+      {current.seconds.toFixed(0)} s
     </span>
   );
 }

@@ -11,8 +11,9 @@ const OUTPUTS = ["Whole", "Part", "Subpart"];
 
 export function Toolbar(props: { workspace: Workspace; run: (command: Command) => void }) {
   const { workspace, run } = props;
-  const choices = workspace.session?.choices ?? [];
-  const isWorking = workspace.canWork;
+  const session = workspace.current?.drawing.session;
+  const choices = session?.choices ?? [];
+  const isWorking = workspace.canDraw;
 
   return (
     // Clicking a button leaves the keyboard with the image: Enter goes on to accept.
@@ -40,7 +41,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           <button
             type="button"
             role="radio"
-            aria-checked={choices.length > 0 && workspace.session?.chosen === output}
+            aria-checked={choices.length > 0 && session?.chosen === output}
             aria-keyshortcuts={String(output + 1)}
             disabled={choices.length === 0}
             onClick={() => run(`output${output}` as Command)}
@@ -56,7 +57,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           keys="Control+Shift+Z"
           text="Redo"
           hint="^⇧Z"
-          disabled={!workspace.session?.canRedo}
+          disabled={!session?.canRedo}
           onClick={() => run("redo")}
         />
         <Button label="Drop the mask" keys="Escape" text="Drop" hint="Esc" disabled={!isWorking} onClick={() => run("clear")} />
@@ -66,7 +67,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           text="Accept"
           hint="⏎"
           isPrimary
-          disabled={!isWorking || (workspace.session?.actions.length ?? 0) === 0}
+          disabled={!isWorking || !session?.actions.length}
           onClick={() => run("accept")}
         />
       </div>

@@ -55,7 +55,7 @@ test("while the server is away a change is tried again, ever less often, and cou
   queue.add("t", save("a"));
   await settled();
   expect(sent.length).toBe(8);
-  expect(sleeps).toEqual([500, 1000, 2000, 4000, 8000, 15000, 15000]);
+  expect(sleeps).toEqual([500, 1000, 2000, 4000, 5000, 5000, 5000]);
   expect(queue.count).toBe(0);
 });
 

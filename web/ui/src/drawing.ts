@@ -1,0 +1,205 @@
+/**
+ * The mask in the making: what the annotator does to it, in order, and what a click would give.
+ *
+ * Everything that waits for the model goes through one line (`inTurn`), so a click, an undo and an
+ * accept take effect in the order they were made, however long the model takes.
+ */
+
+import type { Task } from "./api";
+import type { Decoder } from "./decoder";
+import type { AcceptedMask } from "./finished";
+import type { Point } from "./geometry";
+import { area, type Mask, strokeMask } from "./mask";
+import { type Answer, toModel } from "./prompt";
+import type { Size } from "./rle";
+import { type Ask, MaskSession } from "./session";
+import { Upscale } from "./upscale";
+
+export interface Voice {
+  /** Tells the annotator. */
+  say(message: string, isAlarm?: boolean): void;
+  /** Something looks different now. */
+  changed(): void;
+}
+
+export class Drawing {
+  session: MaskSession;
+  /** Id of the accepted mask that is taken up again. */
+  editing: string | null = null;
+  /** Clicks that the model has not answered yet, pixels. */
+  waitingClicks: readonly { x: number; y: number; label: number }[] = [];
+  /** What a click at the mouse would give. */
+  preview: Mask | null = null;
+  /** Actions that wait for the model. */
+  busy = 0;
+
+  private readonly size: Size;
+  private readonly upscale: Upscale;
+  private turn: Promise<void> = Promise.resolve();
+  private untouched: readonly unknown[] = [];
+  private hovered: { pixel: Point; answer: Answer | null } | null = null;
+
+  /** `clock`: active seconds, of any origin. `isOpen`: whether the image may still be worked on. */
+  constructor(
+    private readonly task: Task,
+    private readonly decoder: Decoder,
+    private readonly clock: () => number,
+    private readonly isOpen: () => boolean,
+    private readonly voice: Voice,
+  ) {
+    this.size = { width: task.width, height: task.height };
+    this.upscale = new Upscale(this.size, task.image_size);
+    this.session = this.emptySession();
+    this.untouched = this.session.actions;
+  }
+
+  /** It was neither accepted nor dropped. */
+  get isTouched(): boolean {
+    return this.session.actions !== this.untouched && this.session.actions.length > 0;
+  }
+
+  /** A new, empty mask; the tool stays armed. */
+  begin(): void {
+    this.use(this.emptySession(), null);
+    this.waitingClicks = [];
+    this.stopHover();
+  }
+
+  /** Takes up an accepted mask where its log ends. */
+  resume({ id, payload }: AcceptedMask): void {
+    this.stopHover();
+    void this.inTurn(async () => {
+      const empty = new MaskSession(id, this.size, this.upscale, this.ask, this.clock, payload.seconds);
+      this.use(await MaskSession.resume(payload, empty), id);
+      this.describe("Taken up again. ");
+    });
+  }
+
+  click(pixel: Point, label: number): void {
+    if (!this.isOpen()) return;
+    const session = this.session;
+    const waiting = { ...pixel, label };
+    this.waitingClicks = [...this.waitingClicks, waiting];
+    const answered = this.inTurn(async () => {
+      if (session !== this.session) return;
+      const isKnown = label === 1 && session.actions.length === 0 && samePixel(this.hovered?.pixel, pixel);
+      await session.click(pixel, label, isKnown ? (this.hovered?.answer ?? null) : null);
+      this.describe();
+    });
+    void answered.then(() => {
+      this.waitingClicks = this.waitingClicks.filter((click) => click !== waiting);
+      this.stopHover();
+    });
+  }
+
+  dragBox(box: readonly number[]): void {
+    if (!this.isOpen()) return;
+    const session = this.session;
+    void this.inTurn(async () => {
+      if (session !== this.session) return;
+      await session.dragBox(box);
+      this.stopHover();
+      this.describe();
+    });
+  }
+
+  /** `points`: image places; `radius`: image pixels. */
+  stroke(points: readonly Point[], radius: number, label: number): void {
+    if (!this.isOpen()) return;
+    const session = this.session;
+    const mask = strokeMask(points, radius, this.size);
+    void this.inTurn(async () => {
+      if (session !== this.session) return;
+      if (session.predictedIou === null) {
+        this.voice.say("Click the object or draw a box around it first; strokes then correct the model's answer.");
+      } else if (session.brush(mask, label)) {
+        this.describe();
+      }
+    });
+  }
+
+  choose(output: number): void {
+    void this.inTurn(async () => {
+      if (this.session.choose(output)) this.describe();
+      else this.voice.say("Whole, part and subpart are offered after a first click alone.");
+    });
+  }
+
+  redo(): void {
+    void this.inTurn(async () => {
+      if (this.session.redo()) this.describe("Done again. ");
+    });
+  }
+
+  /** What a first click at this pixel would give; null: the mouse is elsewhere, or does something else. */
+  hover(pixel: Point | null): void {
+    const session = this.session;
+    if (!pixel || !this.isOpen() || this.busy || session.actions.length) {
+      if (this.hovered) this.stopHover();
+      return;
+    }
+    if (samePixel(this.hovered?.pixel, pixel)) return;
+    const hovered = (this.hovered = { pixel, answer: null as Answer | null });
+    const prompt = session.promptWith("point", [pixel.x, pixel.y], 1);
+    void this.decoder.hover(toModel(prompt, this.size, this.task.image_size)).then((answer) => {
+      if (!answer || session !== this.session || session.actions.length || !this.hovered) return;
+      hovered.answer = answer;
+      this.preview = session.preview(answer);
+      this.voice.changed();
+    });
+  }
+
+  stopHover(): void {
+    this.hovered = null;
+    this.preview = null;
+    this.decoder.dropHover();
+    this.voice.changed();
+  }
+
+  /** Once everything before it is done, unless the image is handed in meanwhile. */
+  inTurn(action: () => Promise<void>): Promise<void> {
+    this.busy++;
+    this.voice.changed();
+    this.turn = this.turn
+      .then(() => (this.isOpen() ? action() : undefined))
+      .catch((error) => this.voice.say(`No answer from the model: ${(error as Error).message}`, true))
+      .finally(() => {
+        this.busy--;
+        this.voice.changed();
+      });
+    return this.turn;
+  }
+
+  /** Tells the annotator what the mask is now. */
+  describe(prefix = ""): void {
+    const { session } = this;
+    if (!session.actions.length) return this.voice.say(`${prefix}Click an object.`);
+    const iou = session.predictedIou;
+    const what = session.choices.length ? ` as ${["whole", "part", "subpart"][session.chosen]} (1 2 3)` : "";
+    const sure = iou === null ? "" : `, predicted IoU ${iou.toFixed(2)}`;
+    this.voice.say(`${prefix}Mask of ${area(session.mask)} pixels${what}${sure}.`);
+  }
+
+  private use(session: MaskSession, editing: string | null): void {
+    this.session = session;
+    this.untouched = session.actions;
+    this.editing = editing;
+  }
+
+  private emptySession(): MaskSession {
+    return new MaskSession(newId(), this.size, this.upscale, this.ask, this.clock);
+  }
+
+  private readonly ask: Ask = (prompt) =>
+    this.decoder.ask(toModel(prompt, this.size, this.task.image_size));
+}
+
+function samePixel(a: Point | null | undefined, b: Point): boolean {
+  return a?.x === b.x && a.y === b.y;
+}
+
+/** 32 hex digits. */
+function newId(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,128 @@
+/** One image on the desk: its finished masks, the one in the making, and the time they took. */
+
+import { ActiveClock } from "./active_clock";
+import type { Task } from "./api";
+import type { Decoder } from "./decoder";
+import { Drawing, type Voice } from "./drawing";
+import { FinishedMasks, smallestAt } from "./finished";
+import type { Point } from "./geometry";
+import type { Change } from "./saving";
+
+export interface TaskHooks extends Voice {
+  /** What has to reach the server. */
+  save(change: Change): void;
+  /** Whether the annotator may still change anything. */
+  isOpen(): boolean;
+}
+
+export class OpenTask {
+  readonly finished: FinishedMasks;
+  readonly drawing: Drawing;
+  private readonly clock = new ActiveClock();
+  private readonly earlierSeconds: number;
+
+  /** `image`: null when it cannot be shown. `unsaved`: changes that never reached the server. */
+  constructor(
+    readonly task: Task,
+    readonly image: ImageBitmap | null,
+    unsaved: readonly Change[],
+    decoder: Decoder,
+    private readonly hooks: TaskHooks,
+  ) {
+    this.finished = new FinishedMasks(task, unsaved);
+    this.earlierSeconds = this.finished.seconds;
+    this.drawing = new Drawing(task, decoder, () => this.clock.seconds(), () => this.canDraw, hooks);
+  }
+
+  get canDraw(): boolean {
+    return this.image !== null && this.hooks.isOpen();
+  }
+
+  /** Active time on the image. */
+  get seconds(): number {
+    return this.earlierSeconds + this.clock.seconds();
+  }
+
+  /** Any key, click or movement: the annotator is there. */
+  input(): void {
+    this.clock.input();
+  }
+
+  accept(): void {
+    const { drawing, finished, task, hooks } = this;
+    void drawing.inTurn(async () => {
+      const { session } = drawing;
+      if (session.actions.length === 0) return hooks.say("There is no mask to accept yet.");
+      const payload = session.record();
+      if (!payload) return hooks.say("The mask is empty; add to it, or drop it with Esc.");
+      finished.accept(session.id, session.mask, payload);
+      hooks.save({ kind: "save", id: session.id, mask: payload });
+      drawing.begin();
+      const long = payload.seconds > task.max_mask_seconds;
+      hooks.say(
+        long
+          ? `Accepted after ${Math.round(payload.seconds)} s. A mask of more than ${task.max_mask_seconds} s is ` +
+              "the last of its image: submit with Ctrl+Enter."
+          : `Accepted mask ${finished.accepted.length}.`,
+      );
+    });
+  }
+
+  /** The last click, box or stroke; without any, the mask that was deleted last is back. */
+  undo(): void {
+    const { drawing, finished, hooks } = this;
+    void drawing.inTurn(async () => {
+      if (drawing.session.undo()) return drawing.describe("Taken back. ");
+      const deleted = drawing.editing ? null : finished.bringBack();
+      if (!deleted) return;
+      hooks.save({ kind: "save", id: deleted.id, mask: deleted.payload });
+      hooks.say("The deleted mask is back.");
+    });
+  }
+
+  /** Drops the mask in the making. */
+  clear(): void {
+    const { editing, isTouched } = this.drawing;
+    this.drawing.begin();
+    this.hooks.say(editing ? "The mask stays as it was saved." : isTouched ? "Dropped." : "");
+  }
+
+  /** The smallest accepted mask here is taken up again. */
+  selectAt(place: Point): void {
+    const found = smallestAt(this.finished.accepted, place);
+    if (found) this.edit(found.id);
+    else this.hooks.say("No accepted mask is here.");
+  }
+
+  edit(id: string): void {
+    const accepted = this.finished.find(id);
+    if (!accepted || !this.canDraw || this.drawing.editing === id) return;
+    if (this.drawing.isTouched) {
+      return this.hooks.say("A mask is in the making: accept it with Enter or drop it with Esc first.", true);
+    }
+    this.drawing.resume(accepted);
+  }
+
+  deleteMask(id: string | null = this.drawing.editing): void {
+    const found = this.finished.find(id);
+    if (!found || !this.hooks.isOpen()) return this.hooks.say("No accepted mask is taken up.");
+    if (this.drawing.editing === found.id) this.drawing.begin();
+    this.finished.delete(found.id);
+    this.hooks.save({ kind: "delete", id: found.id });
+    this.hooks.say("Deleted. Ctrl+Z brings it back.");
+  }
+
+  flagAt(place: Point | null): void {
+    const found = place && smallestAt(this.finished.locked, place);
+    if (found) this.toggleFlag(found.id);
+    else this.hooks.say("No locked mask is under the mouse.");
+  }
+
+  toggleFlag(id: string): void {
+    if (!this.hooks.isOpen()) return;
+    const flagged = !this.finished.flagged.has(id);
+    this.finished.flag(id, flagged);
+    this.hooks.save({ kind: "flag", id, flagged });
+    this.hooks.say(flagged ? "Flagged as wrong." : "The flag is taken back.");
+  }
+}
