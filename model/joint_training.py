@@ -23,7 +23,7 @@ from model.pretraining import (
 )
 from model.sam import Sam
 from model.self_report import SelfReport
-from model.tiny_vit import TinyViT, freeze_norm_statistics
+from model.tiny_vit import TinyViT
 from model.two_way_transformer import TwoWayAttentionBlock
 
 
@@ -35,9 +35,6 @@ class JointConfig(AveragedConfig):
     """Steps at the beginning in which the decoder learns alone: half the work of a whole step."""
     embedding_weight: float = 0.5
     """Of the pixel embeddings' loss, beside the decoder's."""
-    frozen_norms: bool = False
-    """Normalise by the statistics learnt so far. Those of three or four images of one batch are
-    another network: they move an embedding by 0.4 of its norm."""
     interactions: InteractionConfig
 
 
@@ -68,8 +65,6 @@ class JointTrainer(AveragedTraining[JointModel]):
     def __init__(self, model: JointModel, config: JointConfig) -> None:
         super().__init__(model, config)
         self.config = config
-        if config.frozen_norms:
-            freeze_norm_statistics(model)
         model.sam.mask_decoder.output_upscaling.register_forward_hook(_keep_layout)
 
     def step(self, batch: ClickBatch, generator: torch.Generator) -> dict[str, float]:

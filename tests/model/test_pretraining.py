@@ -142,15 +142,6 @@ def test_without_prompts_only_the_encoder_learns() -> None:
     assert all(name.startswith("image_encoder.") for name in changed_by(config))
 
 
-def test_frozen_norms_keep_their_statistics_and_learn_their_scale() -> None:
-    statistics = "image_encoder.patch_embed.seq.0.bn.running_mean"
-    scale = "image_encoder.patch_embed.seq.0.bn.weight"
-    assert {statistics, scale} <= changed_by(JOINT)
-    frozen = changed_by(JOINT.model_copy(update={"frozen_norms": True}))
-    assert scale in frozen
-    assert not any("running" in name for name in frozen)
-
-
 def test_pixel_embeddings_of_no_weight_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PixelEmbedder, "forward", None)
     changed = changed_by(JOINT.model_copy(update={"embedding_weight": 0.0}))
