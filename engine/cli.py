@@ -178,13 +178,18 @@ def status(folder: RunUri) -> None:
 
     Example: sa-engine status runs/demo
     """
-    from engine.status import corpus_lines, run_status, status_table
+    from engine.status import corpus_lines, quality_lines, run_status, status_table
     from engine.store import open_store
 
     store = open_store(folder)
+    rounds = run_status(store)
     for line in corpus_lines(store):
         out.print(line, highlight=False)
-    out.print(status_table(run_status(store)))
+    out.print(status_table(rounds))
+    for line in quality_lines(rounds):
+        out.print(line, markup=False, highlight=False)
+    if any(status.reviews.left for status in rounds):
+        _say_if_nobody_reviews(folder)
 
 
 @app.command()
@@ -355,9 +360,12 @@ def annotate(
 
     Example: sa-engine annotate runs/mine --port 8080
     """
+    from engine.config import frozen_config
     from engine.store import open_store
     from web.serve import serve
 
+    if any(mine.review_share for mine in frozen_config(open_store(folder)).rounds):
+        _say_if_nobody_reviews(folder)
     out.print(f"annotate at http://{host}:{port}; stop with Ctrl-C", highlight=False)
     serve(open_store(folder), host=host, port=port)
 
@@ -407,6 +415,19 @@ def audit(
         out.print(
             f"{report.tasks.left} images wait for a reviewer or manager: sa-engine annotate "
             f"{folder}",
+            highlight=False,
+        )
+
+
+def _say_if_nobody_reviews(folder: str) -> None:
+    from engine.store import open_store
+    from web.serve import accounts_of
+
+    if not accounts_of(open_store(folder)).can_review():
+        err.print(
+            f"reviews of {folder} are wanted and nobody may review: sa-engine annotators add "
+            f"{folder} NAME --role reviewer",
+            markup=False,
             highlight=False,
         )
 

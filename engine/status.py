@@ -1,16 +1,17 @@
 """How far a run is: read from its folder, whoever works on it and wherever."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from engine import layout
-from engine.audit import AuditReport, audit_report
+from engine.audit import AuditReport, audit_lines, audit_report
 from engine.config import EngineConfig, frozen_config
 from engine.corpus import CORPUS, Corpus
+from engine.effort import Agreement, agreement_by_author
 from engine.manifest import load_plan
 from engine.rounds import load_outcome
 from engine.run import open_queue
@@ -40,6 +41,8 @@ class RoundStatus:
     tasks: TaskCounts | None = None
     """Of the annotation queue; None for a stage without one."""
     reviews: TaskCounts = NO_TASKS
+    agreement: Mapping[str, Agreement] = field(default_factory=dict)
+    """Of reviewed images, by who annotated them."""
     audit: AuditReport | None = None
     """None where nothing is audited."""
 
@@ -100,6 +103,17 @@ def status_table(rounds: Sequence[RoundStatus]) -> Table:
     return table
 
 
+def quality_lines(rounds: Sequence[RoundStatus]) -> Iterator[str]:
+    """What reviews and audits have found so far."""
+    for status in rounds:
+        for name, found in sorted(status.agreement.items()):
+            verdicts = f"{found.good} good, {found.redo} to be redone, {found.reject} rejected"
+            mean = f"mean IoU {found.mean_iou:.3f} of {found.compared:,} masks"
+            yield f"round {status.index} review of {name}: {verdicts}; {mean}"
+        if status.audit is not None:
+            yield from (f"round {status.index} audit {line}" for line in audit_lines(status.audit))
+
+
 def round_state(store: Store, folder: str) -> str:
     """See RoundStatus."""
     if not store.exists(layout.plan_path(folder)):
@@ -150,6 +164,7 @@ def _queue_status(store: Store, config: EngineConfig, index: int) -> dict[str, A
     queue = open_queue(store, config)
     try:
         counts = queue.all_counts(index)
+        agreement = agreement_by_author(queue, index)
         audit = audit_report(queue, index)
     finally:
         queue.close()
@@ -157,6 +172,7 @@ def _queue_status(store: Store, config: EngineConfig, index: int) -> dict[str, A
     return {
         "tasks": None if automatic else counts[TaskKind.ANNOTATE],
         "reviews": counts[TaskKind.REVIEW],
+        "agreement": agreement,
         "audit": audit if audit.tasks != NO_TASKS else None,
     }
 

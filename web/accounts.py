@@ -25,6 +25,10 @@ class Role(StrEnum):
     MANAGER = "manager"
 
 
+REVIEWERS = (Role.REVIEWER, Role.MANAGER)
+"""Who may look at the work of others."""
+
+
 @dataclass(frozen=True)
 class Account:
     name: str
@@ -92,6 +96,10 @@ class Accounts:
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(_ACCOUNTS).order_by(_ACCOUNTS.c.name)).all()
         return [Account(row.name, Role(row.role)) for row in rows]
+
+    def can_review(self) -> bool:
+        """Whether anybody may."""
+        return any(account.role in REVIEWERS for account in self.all())
 
     def open_session(self, token: str) -> str | None:
         """A new session id for the owner of a token; None when nobody owns it."""

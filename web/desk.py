@@ -85,7 +85,7 @@ class Task(Record):
 
 
 class Progress(Record):
-    """Of the tasks of the round's first kind."""
+    """Of the tasks of one kind."""
 
     open: int
     leased: int
@@ -93,7 +93,7 @@ class Progress(Record):
     given_up: int
     reviews_left: int
     masks: int
-    masks_per_image: float
+    """That people drew."""
     seconds_per_mask: float
     """All time on the images over all masks; 0 without masks."""
 
@@ -119,7 +119,7 @@ class Desk:
         self.queue = open_queue(store, self.config, lease_seconds=LEASE_SECONDS)
         self._deciding = threading.Lock()
         self._clock = time.monotonic
-        self._progress: Progress | None = None
+        self._progress: dict[TaskKind, Progress] = {}
         self._progress_at = -np.inf
 
     def close(self) -> None:
@@ -140,7 +140,8 @@ class Desk:
             waits = mine.annotator == "people" and mine.stage is not StageName.FULLY_AUTOMATIC
             planned = self.store.exists(layout.plan_path(folder))
             if waits and planned and load_outcome(self.store, folder) is None:
-                return self._open(index, (TaskKind.ANNOTATE, TaskKind.REVIEW))
+                reviewed = (TaskKind.REVIEW,) if mine.review_share else ()
+                return self._open(index, (TaskKind.ANNOTATE, *reviewed))
         for index in range(len(self.config.rounds)):
             if self.queue.counts(index, TaskKind.AUDIT).left:
                 return self._open(index, (TaskKind.AUDIT,))
@@ -278,25 +279,25 @@ class Desk:
         drafts = self.queue.drafts(task_id)
         return next((tuple(json.loads(d.content)) for d in drafts if d.draft_id == FLAGS), ())
 
-    def progress(self) -> Progress:
+    def progress(self, kind: TaskKind) -> Progress:
         """Read anew every few seconds at most, however many look."""
         with self._deciding:
             if self._clock() - self._progress_at > PROGRESS_SECONDS:
                 self._progress, self._progress_at = self._count(), self._clock()
-            assert self._progress is not None
-            return self._progress
+            return self._progress[kind]
 
-    def _count(self) -> Progress:
-        index = self.round.index
-        counts = self.queue.all_counts(index)
-        done = effort(self.queue, index)
-        return Progress(
-            **counts[self.round.kinds[0]].model_dump(),
-            reviews_left=counts[TaskKind.REVIEW].left,
-            masks=done.masks,
-            masks_per_image=done.masks_per_image,
-            seconds_per_mask=done.seconds_per_mask,
-        )
+    def _count(self) -> dict[TaskKind, Progress]:
+        counts = self.queue.all_counts(self.round.index)
+        done = effort(self.queue, self.round.index)
+        return {
+            kind: Progress(
+                **counts[kind].model_dump(),
+                reviews_left=counts[TaskKind.REVIEW].left,
+                masks=done.masks,
+                seconds_per_mask=done.seconds_per_mask,
+            )
+            for kind in TaskKind
+        }
 
     # Images
 

@@ -9,7 +9,7 @@ from engine.review import mask_ious
 from engine.task_tables import TaskKind
 from engine.tasks import Lease
 from stages.records import Review, Rle, Verdict
-from web.accounts import Role
+from web.accounts import REVIEWERS
 from web.dependencies import Somebody, TaskId, TheDesk, held, must_be
 from web.desk import Desk
 from web.masks import mask_record
@@ -27,7 +27,7 @@ class HandInReview(Submit):
 
 @routes.post("/tasks/{task_id}/review", status_code=204)
 def review(task_id: TaskId, body: HandInReview, somebody: Somebody, desk: TheDesk) -> None:
-    must_be(somebody, Role.REVIEWER, Role.MANAGER)
+    must_be(somebody, *REVIEWERS)
     lease = held(desk, task_id, body.lease, somebody)
     if lease.kind is TaskKind.ANNOTATE:
         raise HTTPException(422, f"task {task_id} is to be annotated, not reviewed")

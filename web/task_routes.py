@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat
 from engine.task_tables import TaskKind
 from engine.tasks import Lease
 from stages.records import DraftMask, Record
-from web.accounts import Role
+from web.accounts import REVIEWERS
 from web.dependencies import ImageId, MaskId, Somebody, TaskId, TheDesk, held, must_be
 from web.desk import Progress, Task
 
@@ -56,7 +56,7 @@ class Renewed(Record):
 def claim(somebody: Somebody, desk: TheDesk, body: Claim | None = None) -> Task:
     wanted = Claim() if body is None else body
     if wanted.kind is not TaskKind.ANNOTATE:
-        must_be(somebody, Role.REVIEWER, Role.MANAGER)
+        must_be(somebody, *REVIEWERS)
     task = desk.claim(somebody.name, wanted.kind, browser=somebody.session, holding=wanted.holding)
     if task is None:
         raise HTTPException(204)
@@ -104,8 +104,8 @@ def release(task_id: TaskId, body: Held, somebody: Somebody, desk: TheDesk) -> N
 
 
 @routes.get("/progress")
-def progress(somebody: Somebody, desk: TheDesk) -> Progress:
-    return desk.progress()
+def progress(somebody: Somebody, desk: TheDesk, kind: TaskKind = TaskKind.ANNOTATE) -> Progress:
+    return desk.progress(kind)
 
 
 def _annotated(lease: Lease) -> Lease:

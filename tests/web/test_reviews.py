@@ -84,6 +84,23 @@ def test_what_a_reviewer_corrects_takes_the_place_of_what_was_handed_in(office: 
     office.run.assert_whole()
 
 
+def test_status_says_what_waits_for_review_and_whether_anybody_may(
+    office: Office, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotated(office.client("Ada"), {uuid.uuid4().hex: drawn()})
+    status = ("status", str(office.run.out))
+    assert sa_engine(monkeypatch, *status) == 0
+    said = capsys.readouterr()
+    assert "working, 1 wait for review" in said.out
+    assert "nobody may review: sa-engine annotators add" in said.err
+    rae = office.client("Rae", Role.REVIEWER)
+    assert settle(rae, claim(rae, "review")) == 204
+    assert sa_engine(monkeypatch, *status) == 0
+    said = capsys.readouterr()
+    assert "round 0 review of Ada: 1 good, 0 to be redone, 0 rejected; mean IoU 1.000" in said.out
+    assert "nobody may review" not in said.err
+
+
 def test_an_image_to_be_redone_comes_back_with_its_masks_and_the_note(office: Office) -> None:
     ada, ben, rae = (
         office.client("Ada"),

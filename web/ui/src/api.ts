@@ -1,12 +1,19 @@
 /** The annotation server's interface, typed. */
 
 import { base64ToBytes, bytesToBase64, floatsToHalves, halvesToFloats } from "./half";
+import type { DashboardFigures } from "./dashboard_figures";
 import type { Answer, ModelPrompt } from "./prompt";
 import type { Rle } from "./rle";
+
+/** `review`: of what people handed in; `audit`: of automatic masks. */
+export type TaskKind = "annotate" | "review" | "audit";
+export type Verdict = "good" | "redo" | "reject";
 
 export interface Me {
   name: string;
   role: "annotator" | "reviewer" | "manager";
+  /** Of the tasks that this round has. */
+  kinds: readonly TaskKind[];
   run: string;
   round: number;
   stage: string;
@@ -34,20 +41,23 @@ export interface MaskPayload {
 
 export interface Task {
   task_id: number | string;
+  kind: TaskKind;
+  /** Of the reviewer who sent the image back; mostly empty. */
+  note: string;
   lease: string;
   expires_in: number;
   image_id: number | string;
   file_name: string;
   width: number;
   height: number;
-  stage: "assisted_manual" | "semi_automatic";
+  stage: "assisted_manual" | "semi_automatic" | "fully_automatic";
   max_mask_seconds: number;
   image_size: number;
   embedding_shape: [number, number, number];
   checkpoint: string;
   prefilled: { id: number | string; segmentation: Rle }[];
   flagged: (number | string)[];
-  masks: { mask_id: string; mask: MaskPayload }[];
+  masks: { mask_id: string; mask: MaskPayload; base: Rle | null }[];
 }
 
 export interface Progress {
@@ -55,6 +65,8 @@ export interface Progress {
   leased: number;
   submitted: number;
   given_up: number;
+  /** Images that wait for a reviewer. */
+  reviews_left: number;
   masks: number;
   /** 0 without masks. */
   seconds_per_mask: number;
@@ -123,6 +135,14 @@ export class Api {
 
   async skip(task: Task, seconds: number, reason: string): Promise<void> {
     await this.send("POST", `${taskPath(task.task_id)}/skip`, { lease: task.lease, seconds, reason });
+  }
+
+  async review(task: Task, seconds: number, verdict: Verdict, note: string): Promise<void> {
+    await this.send("POST", `${taskPath(task.task_id)}/review`, { lease: task.lease, seconds, verdict, note });
+  }
+
+  async dashboard(): Promise<DashboardFigures> {
+    return (await this.send("GET", "/api/dashboard")).json();
   }
 
   /** Also sent to its end while the page goes away. */

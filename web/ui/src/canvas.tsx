@@ -233,14 +233,15 @@ export class CanvasControl {
     const { workspace, gesture, mouse } = this;
     const drawing = workspace.current?.drawing;
     const actions = drawing?.session.actions ?? [];
+    const isEmpty = drawing?.session.isEmpty ?? true;
     const isBrush = workspace.tool === "brush" || workspace.tool === "eraser";
     const clicks = actions
       .filter((action) => action.kind === "point")
       .map(({ coords: [x, y], label }) => ({ x, y, label, waiting: false }));
     const isDragged = gesture?.kind === "click" && gesture.isBox;
     this.painter.setDraft({
-      mask: (actions.length ? drawing?.session.mask : drawing?.preview) ?? null,
-      isPreview: actions.length === 0,
+      mask: (isEmpty ? drawing?.preview : drawing?.session.mask) ?? null,
+      isPreview: isEmpty,
       clicks: [...clicks, ...(drawing?.waitingClicks ?? []).map((click) => ({ ...click, waiting: true }))],
       box: actions.findLast((action) => action.kind === "box")?.coords ?? null,
       dragged: isDragged

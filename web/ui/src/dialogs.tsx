@@ -1,6 +1,20 @@
 import { useEffect, useRef, useState } from "preact/hooks";
+import type { TaskKind, Verdict } from "./api";
 import { KEY_SHEET } from "./keys";
 
+const REVIEWS: [Verdict, string][] = [
+  ["good", "good, as I leave it"],
+  ["redo", "to be done again: back to the queue with its masks and my note"],
+  ["reject", "rejected: none of its masks is kept"],
+];
+const VERDICTS: Record<TaskKind, [Verdict, string][]> = {
+  annotate: [],
+  review: REVIEWS,
+  audit: [
+    ["good", "right, as I leave it"],
+    ["reject", "not to be judged: it is left out of the audit"],
+  ],
+};
 const REASONS = ["nothing to annotate", "too blurred or dark", "not a photograph", "should not be shown to anyone"];
 
 export function KeySheet(props: { onClose: () => void }) {
@@ -65,6 +79,55 @@ export function SkipDialog(props: { onClose: () => void; onSkip: (reason: string
         </fieldset>
         <button type="submit" class="primary" disabled={!given}>
           Skip
+        </button>
+      </form>
+    </Dialog>
+  );
+}
+
+/** How a review or an audit ends. */
+export function VerdictDialog(props: {
+  kind: TaskKind;
+  onClose: () => void;
+  onVerdict: (verdict: Verdict, note: string) => void;
+}) {
+  const [verdict, setVerdict] = useState<Verdict>("good");
+  const [note, setNote] = useState("");
+  const isGiven = verdict === "good" || note.trim() !== "";
+
+  function handIn(event: Event): void {
+    event.preventDefault();
+    if (!isGiven) return;
+    props.onClose();
+    props.onVerdict(verdict, note.trim());
+  }
+
+  return (
+    <Dialog label="Verdict" onClose={props.onClose}>
+      <form onSubmit={handIn}>
+        <fieldset>
+          <legend>The image is</legend>
+          {VERDICTS[props.kind].map(([name, text], index) => (
+            <label key={name}>
+              <input type="radio" name="verdict" autofocus={index === 0} checked={verdict === name} onChange={() => setVerdict(name)} />
+              {text}
+            </label>
+          ))}
+          <label class="note">
+            {verdict === "good" ? "Note, if there is anything to say" : "Why, for whoever reads it"}
+            <textarea
+              rows={3}
+              maxLength={1000}
+              value={note}
+              onInput={(event) => setNote(event.currentTarget.value)}
+              onKeyDown={(event) => {
+                if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) handIn(event);
+              }}
+            />
+          </label>
+        </fieldset>
+        <button type="submit" class="primary" disabled={!isGiven}>
+          Hand in
         </button>
       </form>
     </Dialog>

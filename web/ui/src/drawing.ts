@@ -66,11 +66,11 @@ export class Drawing {
   }
 
   /** Takes up an accepted mask where its log ends. */
-  resume({ id, payload }: AcceptedMask): void {
+  resume({ id, payload, base }: AcceptedMask): void {
     this.stopHover();
     void this.inTurn(async () => {
       const empty = new MaskSession(id, this.size, this.upscale, this.ask, this.clock, payload.seconds);
-      this.use(await MaskSession.resume(payload, empty), id);
+      this.use(await MaskSession.resume(payload, empty, base), id);
       this.describe("Taken up again. ");
     });
   }
@@ -82,7 +82,7 @@ export class Drawing {
     this.waitingClicks = [...this.waitingClicks, waiting];
     const answered = this.inTurn(async () => {
       if (session !== this.session) return;
-      const isKnown = label === 1 && session.actions.length === 0 && samePixel(this.hovered?.pixel, pixel);
+      const isKnown = label === 1 && session.isEmpty && samePixel(this.hovered?.pixel, pixel);
       await session.click(pixel, label, isKnown ? (this.hovered?.answer ?? null) : null);
       this.describe();
     });
@@ -134,7 +134,7 @@ export class Drawing {
   /** What a first click at this pixel would give; null: the mouse is elsewhere, or does something else. */
   hover(pixel: Point | null): void {
     const session = this.session;
-    if (!pixel || !this.isOpen() || this.busy || session.actions.length) {
+    if (!pixel || !this.isOpen() || this.busy || !session.isEmpty) {
       if (this.hovered) this.stopHover();
       return;
     }
@@ -142,7 +142,7 @@ export class Drawing {
     const hovered = (this.hovered = { pixel, answer: null as Answer | null });
     const prompt = session.promptWith("point", [pixel.x, pixel.y], 1);
     void this.decoder.hover(toModel(prompt, this.size, this.task.image_size)).then((answer) => {
-      if (!answer || session !== this.session || session.actions.length || !this.hovered) return;
+      if (!answer || session !== this.session || !session.isEmpty || !this.hovered) return;
       hovered.answer = answer;
       this.preview = session.preview(answer);
       this.voice.changed();
@@ -173,7 +173,7 @@ export class Drawing {
   /** Tells the annotator what the mask is now. */
   describe(prefix = ""): void {
     const { session } = this;
-    if (!session.actions.length) return this.voice.say(`${prefix}Click an object.`);
+    if (session.isEmpty) return this.voice.say(`${prefix}Click an object.`);
     const iou = session.predictedIou;
     const what = session.choices.length ? ` as ${["whole", "part", "subpart"][session.chosen]} (1 2 3)` : "";
     const sure = iou === null ? "" : `, predicted IoU ${iou.toFixed(2)}`;

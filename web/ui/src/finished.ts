@@ -2,13 +2,15 @@
 
 import type { MaskPayload, Task } from "./api";
 import { area, contains, type Mask } from "./mask";
-import { decodeRle } from "./rle";
+import { decodeRle, type Rle } from "./rle";
 import type { Change } from "./saving";
 
 export interface AcceptedMask {
   id: string;
   mask: Mask;
   payload: MaskPayload;
+  /** What the model made of it with nobody there, where its log begins; null for all others. */
+  base: Rle | null;
   /** Which of the colours; stays with the mask. */
   colour: number;
   /** Why the server will not take it. */
@@ -33,7 +35,9 @@ export class FinishedMasks {
   constructor(task: Pick<Task, "masks" | "prefilled" | "flagged">, unsaved: readonly Change[]) {
     this.locked = task.prefilled.map(({ id, segmentation }) => ({ id: String(id), mask: decodeRle(segmentation) }));
     this.flagged = new Set(task.flagged.map(String));
-    for (const { mask_id, mask } of task.masks) this.accept(mask_id, decodeRle(mask.segmentation), mask);
+    for (const { mask_id, mask, base } of task.masks) {
+      this.put({ id: mask_id, mask: decodeRle(mask.segmentation), payload: mask, base, colour: this.nextColour++, refused: null });
+    }
     for (const change of unsaved) {
       if (change.kind === "save") this.accept(change.id, decodeRle(change.mask.segmentation), change.mask);
       else if (change.kind === "delete") this.delete(change.id);
@@ -49,8 +53,8 @@ export class FinishedMasks {
   /** A new mask, or another shape for one that is there. */
   accept(id: string, mask: Mask, payload: MaskPayload): void {
     const at = this.accepted.findIndex((old) => old.id === id);
-    const colour = at < 0 ? this.nextColour++ : this.accepted[at].colour;
-    this.put({ id, mask, payload, colour, refused: null });
+    const { colour, base } = at < 0 ? { colour: this.nextColour++, base: null } : this.accepted[at];
+    this.put({ id, mask, payload, base, colour, refused: null });
   }
 
   delete(id: string): void {

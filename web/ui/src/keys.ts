@@ -46,7 +46,7 @@ export const KEY_SHEET: readonly (readonly [string, readonly (readonly [string, 
     ["U", "show what no mask covers"],
   ]],
   ["The image", [
-    ["Ctrl+Enter", "submit and go on to the next"],
+    ["Ctrl+Enter", "submit and go on to the next; in a review: give the verdict"],
     ["Ctrl+Space", "skip, with a reason"],
     ["?", "this sheet"],
   ]],

@@ -30,7 +30,7 @@ export class OpenTask {
     private readonly hooks: TaskHooks,
   ) {
     this.finished = new FinishedMasks(task, unsaved);
-    this.earlierSeconds = this.finished.seconds;
+    this.earlierSeconds = task.kind === "annotate" ? this.finished.seconds : 0; // a reviewer's time is their own
     this.drawing = new Drawing(task, decoder, () => this.clock.seconds(), () => this.canDraw, hooks);
   }
 
@@ -52,13 +52,13 @@ export class OpenTask {
     const { drawing, finished, task, hooks } = this;
     void drawing.inTurn(async () => {
       const { session } = drawing;
-      if (session.actions.length === 0) return hooks.say("There is no mask to accept yet.");
+      if (session.isEmpty) return hooks.say("There is no mask to accept yet.");
       const payload = session.record();
       if (!payload) return hooks.say("The mask is empty; add to it, or drop it with Esc.");
       finished.accept(session.id, session.mask, payload);
       hooks.save({ kind: "save", id: session.id, mask: payload });
       drawing.begin();
-      const long = payload.seconds > task.max_mask_seconds;
+      const long = task.kind === "annotate" && payload.seconds > task.max_mask_seconds;
       hooks.say(
         long
           ? `Accepted after ${Math.round(payload.seconds)} s. A mask of more than ${task.max_mask_seconds} s is ` +

@@ -6,10 +6,11 @@
 
 import type { Interaction, MaskPayload } from "./api";
 import type { Point } from "./geometry";
+import { givenLogits } from "./given";
 import { emptyHistory, type History, push, redo, undo } from "./history";
 import { boxOf, EMPTY, isEmpty, type Mask, subtract, trim, union } from "./mask";
 import type { Answer, Prompt } from "./prompt";
-import { decodeRle, encodeRle, type Size } from "./rle";
+import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
 import type { Upscale } from "./upscale";
 
 /** What the model said to one click or box. */
@@ -39,6 +40,7 @@ export type Ask = (prompt: Prompt) => Promise<Answer>;
 
 export class MaskSession {
   private history: History<Action> = emptyHistory();
+  private given: Reply | null = null;
   private marked: number;
   private readonly began: number;
 
@@ -57,8 +59,13 @@ export class MaskSession {
     this.began = this.marked = clock();
   }
 
-  /** Takes up a saved mask where its log ends; the model is asked again for what the log lacks. */
-  static async resume(saved: MaskPayload, session: MaskSession): Promise<MaskSession> {
+  /**
+   * Takes up a saved mask where its log ends; the model is asked again for what the log lacks.
+   *
+   * `base`: where the log begins, of a mask that the model made with nobody there.
+   */
+  static async resume(saved: MaskPayload, session: MaskSession, base: Rle | null = null): Promise<MaskSession> {
+    if (base) session.give(decodeRle(base), saved);
     for (const { kind, coords, label, seconds, output, stroke, answer } of saved.interactions) {
       const action = { kind, coords, label, seconds, mask: decodeRle(answer) };
       if (kind === "brush") {
@@ -74,11 +81,16 @@ export class MaskSession {
   }
 
   get mask(): Mask {
-    return this.last?.mask ?? EMPTY;
+    return this.last?.mask ?? this.given?.mask ?? EMPTY;
   }
 
   get actions(): readonly Action[] {
     return this.history.done;
+  }
+
+  /** Nothing was drawn, and nothing given. */
+  get isEmpty(): boolean {
+    return this.actions.length === 0 && this.given === null;
   }
 
   get canRedo(): boolean {
@@ -194,6 +206,13 @@ export class MaskSession {
     return this.replyTo(answer, "point", null).mask;
   }
 
+  /** The mask that the log begins with, as if the model had just answered it. */
+  private give(mask: Mask, saved: MaskPayload): void {
+    const logits = givenLogits(mask, this.size, 4 * this.upscale.side);
+    const { predicted_iou: predictedIou, stability_score: stabilityScore } = saved;
+    this.given = { offered: [{ logits, predictedIou }], chosen: 0, mask, stabilityScore };
+  }
+
   private async prompt(
     kind: "point" | "box",
     coords: readonly number[],
@@ -239,7 +258,7 @@ export class MaskSession {
   }
 
   private get lastReply(): Reply | null {
-    return this.actions.findLast((action) => action.reply)?.reply ?? null;
+    return this.actions.findLast((action) => action.reply)?.reply ?? this.given;
   }
 
   /** Active seconds since the action before. */

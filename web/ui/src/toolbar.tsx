@@ -67,7 +67,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           text="Accept"
           hint="⏎"
           isPrimary
-          disabled={!isWorking || !session?.actions.length}
+          disabled={!isWorking || (session?.isEmpty ?? true)}
           onClick={() => run("accept")}
         />
       </div>

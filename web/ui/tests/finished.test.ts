@@ -18,7 +18,7 @@ const NOTHING = { masks: [], prefilled: [], flagged: [] };
 
 test("what was never sent is applied to what the server has", () => {
   const [kept, dropped, changed] = [square(0, 0, 2), square(4, 0, 2), square(8, 0, 2)];
-  const masks = [kept, dropped, changed].map((mask, at) => ({ mask_id: `m${at}`, mask: payload(mask) }));
+  const masks = [kept, dropped, changed].map((mask, at) => ({ mask_id: `m${at}`, mask: payload(mask), base: null }));
   const prefilled = [7, 8].map((id) => ({ id, segmentation: encodeRle(square(0, 5, 3), SIZE) }));
   const finished = new FinishedMasks({ masks, prefilled, flagged: [7] }, [
     { kind: "delete", id: "m1" },

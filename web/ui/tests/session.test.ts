@@ -1,8 +1,9 @@
 import { describe, expect, test } from "vitest";
-import { area } from "../src/mask";
+import { area, strokeMask } from "../src/mask";
 import type { Answer, Prompt } from "../src/prompt";
 import { toModel } from "../src/prompt";
-import { decodeRle } from "../src/rle";
+import type { MaskPayload } from "../src/api";
+import { decodeRle, encodeRle } from "../src/rle";
 import { MaskSession } from "../src/session";
 import { Upscale } from "../src/upscale";
 import { maskOf, whole } from "./random";
@@ -126,6 +127,26 @@ describe("a mask in the making", () => {
     session.undo();
     expect(session.choices.length).toBe(3);
     expect(session.chosen).toBe(2);
+  });
+
+  test("a mask that the model made alone is corrected by clicks and strokes", async () => {
+    const base = encodeRle(strokeMask([{ x: 16, y: 16 }], 64, SIZE), SIZE);
+    const saved = { segmentation: base, predicted_iou: 0.6, stability_score: 0.9, seconds: 0, interactions: [] };
+    const asked: Prompt[] = [];
+    const session = await MaskSession.resume(saved, begin(asked), base);
+    expect([session.isEmpty, session.actions.length, session.predictedIou]).toEqual([false, 0, 0.6]);
+    expect(area(session.mask)).toBe(32 * 32);
+    session.brush(maskOf(["##"], { x: 3, y: 31 }), 0);
+    expect(area(session.mask)).toBe(32 * 32 - 2);
+    await session.click({ x: 3, y: 30 }, 0);
+    expect(asked[0].maskInput?.every((logit) => logit > 0)).toBe(true);
+    expect(session.choices).toEqual([]);
+    const record = session.record();
+    expect(record?.interactions.map((action) => action.kind)).toEqual(["brush", "point"]);
+    const again = await MaskSession.resume(record as MaskPayload, begin(), base);
+    expect(encodeRle(again.mask, SIZE)).toEqual(record?.segmentation);
+    while (again.undo());
+    expect([area(again.mask), again.isEmpty]).toEqual([32 * 32, false]);
   });
 
   test("an empty mask, or one that no prompt made, is not saved", async () => {
