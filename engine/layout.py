@@ -8,6 +8,8 @@ CONFIG = "config.yaml"
 ROUNDS = "rounds"
 START = "start.json"
 """The checkpoint that the run began with, and how good it is."""
+EMBEDDINGS = "embeddings"
+TRAINING = "training"
 TASKS = "tasks.sqlite"
 REPORT = "report"
 
@@ -73,5 +75,20 @@ def detector_path(name: str) -> str:
     return f"detectors/{name}"
 
 
+def embeddings_folder(encoder_sha256: str) -> str:
+    return f"{EMBEDDINGS}/{encoder_sha256[:16]}"
+
+
 def embedding_path(encoder_sha256: str, image_sha256: str) -> str:
-    return f"embeddings/{encoder_sha256[:16]}/{image_sha256[:2]}/{image_sha256}.npy"
+    return f"{embeddings_folder(encoder_sha256)}/{image_sha256[:2]}/{image_sha256}.npy"
+
+
+def training_folder(target: str, content_sha256: str) -> str:
+    """Of the states of the training that makes `target`, a checkpoint or a detector."""
+    return f"{TRAINING}/{target.replace('/', '-', 1)}-{content_sha256[:12]}"
+
+
+def trained_path(training_folder: str) -> str:
+    """What such a training makes."""
+    name, _, _ = training_folder.removeprefix(f"{TRAINING}/").rpartition("-")
+    return name.replace("-", "/", 1)

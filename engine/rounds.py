@@ -18,6 +18,7 @@ from engine.config import EngineConfig, changed, freeze_config, frozen_config
 from engine.context import load_run_checkpoint
 from engine.corpus import Corpus
 from engine.errors import ConfigError, CorruptFileError, EngineError
+from engine.leftovers import remove_leftovers
 from engine.machines import LocalMachines, Machines
 from engine.manifest import (
     PlanHeader,
@@ -142,6 +143,8 @@ def _run_round(run: Run, index: int, current: RoundOutcome) -> RoundOutcome:
     manifest = seal(run.store, folder, plan)
     outcome = _retrain(run, index, current) if mine.retrain else _unchanged(current)
     outcome = _publish_outcome(run, layout.outcome_path(folder), outcome)
+    for gone in remove_leftovers(run.store, outcome.checkpoint):
+        log.info("removed %s: nothing reads it any more", gone)
     run.progress.say(_summary(index, manifest, outcome, time.monotonic() - started))
     return outcome
 

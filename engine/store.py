@@ -20,7 +20,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -53,6 +53,9 @@ class Store(Protocol):
         """A seekable binary file for pyarrow. FileNotFoundError when there is none."""
 
     def exists(self, path: str) -> bool: ...
+    def folders(self, path: str) -> list[str]:
+        """The folders right below a path, sorted; empty when there is none."""
+
     def list(self, folder: str = "") -> list[StoredFile]:
         """All published files below a folder, sorted by path; empty when there is no folder."""
 
@@ -71,6 +74,9 @@ class Store(Protocol):
 
     def fetch_folder(self, path: str) -> Path:
         """A local folder with the content of `path`: the folder itself, or a copy."""
+
+    def remove_folder(self, path: str) -> None:
+        """Remove what nothing needs any more; fine when it is gone already."""
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove what killed writers left staged; returns how many files."""
@@ -116,6 +122,9 @@ class LocalStore:
     def exists(self, path: str) -> bool:
         return (self.root / path).exists()
 
+    def folders(self, path: str) -> list[str]:
+        return _folders(arrow_fs.LocalFileSystem(), str(self.root), path)
+
     def list(self, folder: str = "") -> list[StoredFile]:
         return _list(arrow_fs.LocalFileSystem(), str(self.root), folder)
 
@@ -159,6 +168,12 @@ class LocalStore:
 
     def fetch_folder(self, path: str) -> Path:
         return self.root / path
+
+    def remove_folder(self, path: str) -> None:
+        doomed = _staged_name(self.root / path)  # out of sight at once, swept if this is killed
+        with _storage_errors(path, "remove"), suppress(FileNotFoundError):
+            (self.root / path).rename(doomed)
+            shutil.rmtree(doomed)
 
     def sweep(self, older_than_seconds: float) -> int:
         oldest = time.time() - older_than_seconds
@@ -221,6 +236,9 @@ class ObjectStore:
         info = self.filesystem.get_file_info(f"{self.root}/{path}")
         return bool(info.type != arrow_fs.FileType.NotFound)
 
+    def folders(self, path: str) -> list[str]:
+        return _folders(self.filesystem, self.root, path)
+
     def list(self, folder: str = "") -> list[StoredFile]:
         return _list(self.filesystem, self.root, folder)
 
@@ -268,6 +286,10 @@ class ObjectStore:
             copy.write_bytes(self.read(stored.path))
         return target
 
+    def remove_folder(self, path: str) -> None:
+        with _storage_errors(path, "remove"), suppress(FileNotFoundError):
+            self.filesystem.delete_dir(f"{self.root}/{path}")
+
     def sweep(self, older_than_seconds: float) -> int:
         return 0  # an unfinished PUT leaves no object
 
@@ -314,6 +336,13 @@ def _list(filesystem: Any, root: str, folder: str) -> list[StoredFile]:
     return sorted(published, key=lambda file: file.path)
 
 
+def _folders(filesystem: Any, root: str, path: str) -> list[str]:
+    selector = arrow_fs.FileSelector(f"{root}/{path}", allow_not_found=True)
+    found = filesystem.get_file_info(selector)
+    paths = [info.path[len(root) :].lstrip("/") for info in found if not info.is_file]
+    return sorted(folder for folder in paths if not _is_staged(folder))
+
+
 def _is_staged(path: str) -> bool:
     """Whether a file, or a folder that it lies in, is not yet published."""
     return any(part.endswith(STAGED_SUFFIX) for part in path.split("/"))
@@ -351,11 +380,11 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _storage_errors(path: str) -> Iterator[None]:
+def _storage_errors(path: str, action: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(
-            f"cannot write {path}: {reason}; mend the storage and run the same command again"
+            f"cannot {action} {path}: {reason}; mend the storage and run the same command again"
         ) from error

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import layout
 from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.dataset import ShardDataset, build_index
@@ -69,12 +70,16 @@ class TrainingJob(ABC):
     @property
     def name(self) -> str:
         """Differs when anything that shapes the training differs: kept states go by it."""
-        content = f"{self.config.sha256} {self.parent} {self.folders}"
-        return f"{self.target.replace('/', '-')}-{sha256(content.encode()).hexdigest()[:12]}"
+        return self._folder.rpartition("/")[2]
 
     @property
     def state_path(self) -> str:
-        return f"training/{self.name}/state.pt"
+        return f"{self._folder}/state.pt"
+
+    @property
+    def _folder(self) -> str:
+        content = f"{self.config.sha256} {self.parent} {self.folders}"
+        return layout.training_folder(self.target, sha256(content.encode()).hexdigest())
 
     def context(self, *, keep_embeddings: bool) -> WorkerContext:
         execution = self.config.execution

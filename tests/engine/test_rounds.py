@@ -9,7 +9,7 @@ from engine import cli, layout
 from engine.corpus import Corpus
 from engine.errors import ConfigError, EngineError
 from engine.rounds import choose_images, is_better, load_start, train_once
-from model.checkpoint import load_checkpoint
+from model.checkpoint import encoder_sha256, load_checkpoint
 from stages.evaluation import Evaluation
 from stages.records import StageName
 from tiny_runs import AUTOMATIC, MANUAL, SEMI, TinyRun, sa_engine
@@ -36,6 +36,19 @@ def test_a_finished_run_does_nothing_when_it_is_run_again(tmp_path: Path) -> Non
     before = _files(run)
     assert run.run() == first
     assert _files(run) == before
+
+
+def test_a_finished_round_leaves_no_states_and_no_embeddings_of_another_encoder(
+    tmp_path: Path,
+) -> None:
+    run = TinyRun(tmp_path, [MANUAL], num_images=2, held_out=1)
+    run.store.publish(layout.embedding_path("0" * 64, "f" * 64), b"of an encoder long gone")
+    unfinished = layout.training_folder("checkpoints/another", "0" * 64)
+    run.store.publish(f"{unfinished}/state.pt", b"of a training that goes on elsewhere")
+    run.run()
+    current = layout.embeddings_folder(encoder_sha256(load_checkpoint(tmp_path / "tiny").sam))
+    assert run.store.folders(layout.EMBEDDINGS) == [current]
+    assert run.store.folders(layout.TRAINING) == [unfinished]
 
 
 def test_rounds_take_different_images_and_none_that_is_held_out(undisturbed: TinyRun) -> None:

@@ -121,6 +121,17 @@ def test_a_folder_is_published_once_and_fetched_whole(store: Store, tmp_path: Pa
     assert (tmp_path / "new/a.txt").exists()  # the source is the caller's
 
 
+def test_a_folder_that_nothing_needs_is_removed_whole_and_a_second_time_too(store: Store) -> None:
+    for path in ("kinds/one/a/file", "kinds/one/file", "kinds/two/file", "kinds/file"):
+        store.publish(path, b"x")
+    assert store.folders("kinds") == ["kinds/one", "kinds/two"]
+    assert store.folders("nowhere") == []
+    store.remove_folder("kinds/one")
+    store.remove_folder("kinds/one")
+    assert store.folders("kinds") == ["kinds/two"]
+    assert [file.path for file in store.list()] == ["kinds/file", "kinds/two/file"]
+
+
 def test_a_root_that_looks_staged_hides_nothing(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / f"photos{STAGED_SUFFIX}" / "run")
     store.publish("my.staged.jpg", b"a photograph")
