@@ -72,7 +72,7 @@ def open_office(run: TinyRun) -> Office:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and not errors:
         if (desk := _waiting_desk(run)) is not None:
             url = tasks_url(run.store, run.config)

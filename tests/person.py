@@ -32,6 +32,9 @@ class Person:
         self.page = page
         self._round = waiting
         page.set_default_timeout(1000 * SECONDS)
+        self.fetched: set[str] = set()
+        """Addresses of what came over the network."""
+        page.context.on("requestfinished", lambda request: self.fetched.add(request.url))
 
     def open(self, decoder: str) -> None:
         self.page.goto(f"{self._round.server.url}/?decoder={decoder}")
@@ -134,10 +137,11 @@ class Person:
         self.wait_until_saved()
 
     def submit(self) -> None:
-        """Until the next image is there."""
+        """Until the next image is there, and this one handed in."""
         task_id = self.task_id
         self.press("Control+Enter")
         self.wait_for_another(task_id)
+        self.wait_until_saved()
 
     def wait_until_answered(self) -> None:
         self.page.wait_for_selector("canvas.above[aria-busy=false]")

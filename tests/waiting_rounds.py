@@ -19,6 +19,7 @@ from engine import layout
 from engine.corpus import Corpus
 from engine.run import tasks_url
 from engine.shards import read_record
+from engine.task_tables import ANSWERS, DRAFTS, TASKS, TaskKind, TaskState
 from engine.tasks import TaskCounts
 from offices import PEOPLE, Office, leave, open_office
 from stages.records import MaskRecord, Submission
@@ -113,15 +114,18 @@ class WaitingRound:
 
     def begin_anew(self) -> None:
         """Every task of the round is open again and empty."""
+        fresh = {"state": TaskState.OPEN, "token": "", "owner": "", "note": ""}
+        reviews = (TASKS.c.round == self.index) & (TASKS.c.kind != TaskKind.ANNOTATE)
         with self._database.begin() as connection:
-            connection.execute(sa.text("DELETE FROM drafts"))
-            fresh = "state = 'open', token = '', owner = '', expires_at = 0, submission = NULL"
-            connection.execute(sa.text(f"UPDATE tasks SET {fresh} WHERE round = {self.index}"))
+            connection.execute(sa.delete(DRAFTS))
+            connection.execute(sa.delete(ANSWERS).where(ANSWERS.c.round == self.index))
+            connection.execute(sa.delete(TASKS).where(reviews))
+            connection.execute(sa.update(TASKS).where(TASKS.c.round == self.index).values(fresh))
 
     def expire_leases(self) -> None:
         """As if everybody had been silent for too long."""
         with self._database.begin() as connection:
-            connection.execute(sa.text("UPDATE tasks SET expires_at = 0 WHERE state = 'leased'"))
+            connection.execute(sa.update(TASKS).values(expires_at=0))
 
 
 @contextmanager

@@ -165,12 +165,16 @@ class Desk:
         *,
         browser: str = "",
         holding: Collection[int] | None = None,
+        ahead: bool = False,
     ) -> Task | None:
         """The next task; of this browser's, one that no page of it works on comes first.
 
         Args:
             holding: tasks that pages open in this browser work on; None: it cannot tell.
+            ahead: the page has one in work already; it gets none when few are left for others.
         """
+        if ahead and not self._has_to_spare(kind):
+            return None
 
         def lease() -> Lease | None:
             index = self.round.index
@@ -180,6 +184,10 @@ class Desk:
         if claimed is None and self._take_up_next_round():
             claimed = lease()
         return None if claimed is None else self._task(claimed)
+
+    def _has_to_spare(self, kind: TaskKind) -> bool:
+        counts = self.queue.counts(self.round.index, kind)
+        return counts.open > counts.leased
 
     def _take_up_next_round(self) -> bool:
         """Whether this round is over and another one waits."""

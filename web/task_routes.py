@@ -24,6 +24,8 @@ class Claim(Record):
     ) = None
     """Tasks that pages open in this browser work on: whatever else it leases is handed out anew.
     None: the browser cannot tell, and nothing is taken from anybody."""
+    ahead: bool = False
+    """To be worked on after the one in hand: refused when few are left for others."""
 
 
 class Held(Record):
@@ -57,7 +59,13 @@ def claim(somebody: Somebody, desk: TheDesk, body: Claim | None = None) -> Task:
     wanted = Claim() if body is None else body
     if wanted.kind is not TaskKind.ANNOTATE:
         must_be(somebody, *REVIEWERS)
-    task = desk.claim(somebody.name, wanted.kind, browser=somebody.session, holding=wanted.holding)
+    task = desk.claim(
+        somebody.name,
+        wanted.kind,
+        browser=somebody.session,
+        holding=wanted.holding,
+        ahead=wanted.ahead,
+    )
     if task is None:
         raise HTTPException(204)
     return task

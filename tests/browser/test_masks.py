@@ -144,6 +144,7 @@ def test_an_image_is_skipped_with_a_reason(stage_one: WaitingRound, arrive: Arri
     assert ada.tool == "click"  # typing is no command
     ada.page.get_by_role("button", name="Skip", exact=True).click()
     ada.wait_for_another(task_id)
+    ada.wait_until_saved()
     submission = stage_one.submission(name)
     assert submission is not None
     assert (submission.status, submission.error) == (ImageStatus.SKIPPED, "b1 e? upside down")

@@ -22,6 +22,61 @@ def test_what_is_accepted_without_a_network_is_saved_when_it_is_back(
     assert len(ada.saved()) == 3
 
 
+def test_without_a_network_the_image_fetched_ahead_is_worked_on(
+    stage_one: WaitingRound, arrive: Arrive
+) -> None:
+    ada = arrive(stage_one, decoder="page")
+    name, task_id = ada.file_name, ada.task_id
+    ada.click(ada.things["ball"].middle)
+    ada.accept()
+    ada.until(lambda: sum("/api/embeddings/" in url for url in ada.fetched) == 2)
+    ada.page.context.set_offline(True)
+    ada.press("Control+Enter")
+    ada.wait_for_another(task_id)
+    ada.click(ada.things["box"].middle)
+    ada.press("Enter")
+    ada.page.wait_for_selector('[data-unsaved="2"]')
+    assert stage_one.submission(name) is None
+    ada.page.context.set_offline(False)
+    ada.wait_until_saved()
+    submission = stage_one.submission(name)
+    assert submission is not None
+    assert len(submission.masks) == len(ada.saved()) == 1
+
+
+def test_a_sign_out_by_the_server_loses_nothing(stage_one: WaitingRound, arrive: Arrive) -> None:
+    ada = arrive(stage_one)
+    ada.click(ada.things["ball"].middle)
+    token = stage_one.token("Ada")  # a new one: the session ends
+    ada.press("Enter")
+    ada.page.get_by_label("Your token").wait_for()
+    assert ada.saved() == ()
+    ada.sign_in(token)
+    ada.wait_until_saved()
+    assert len(ada.saved()) == 1
+    ada.submit()
+
+
+def test_a_tab_closed_without_a_network_saves_when_it_is_back(
+    stage_one: WaitingRound, arrive: Arrive
+) -> None:
+    ada = arrive(stage_one)
+    task_id, context = ada.task_id, ada.page.context
+    ada.click(ada.things["ball"].middle)
+    context.set_offline(True)
+    ada.press("Enter")
+    ada.page.wait_for_selector('[data-unsaved="1"]')
+    ada.page.close()
+    context.set_offline(False)
+    ada.page = context.new_page()
+    ada.open("server")
+    ada.wait_for_image()
+    assert ada.task_id == task_id  # although its lease is as good as it was
+    ada.wait_until_saved()
+    assert ada.accepted == 1
+    assert len(ada.saved()) == 1
+
+
 def test_a_closed_tab_takes_nothing_with_it(stage_one: WaitingRound, arrive: Arrive) -> None:
     ada = arrive(stage_one)
     task_id, context = ada.task_id, ada.page.context

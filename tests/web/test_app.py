@@ -74,6 +74,18 @@ def test_saved_masks_outlive_their_annotator(office: Office) -> None:
     assert [mask.annotator for mask in record.masks] == ["Ada", "Bob"]
 
 
+def test_nobody_gets_a_task_ahead_when_few_are_left(office: Office) -> None:
+    ada, bob = office.client("Ada"), office.client("Bob")
+
+    def claimed(client: TestClient, ahead: bool) -> bool:
+        answer = client.post("/api/tasks/claim", json={"ahead": ahead})
+        return answer.status_code == 200
+
+    assert claimed(ada, ahead=True)  # two were open
+    assert not claimed(ada, ahead=True)
+    assert claimed(bob, ahead=False)
+
+
 def test_a_page_that_died_finds_its_task_again_and_one_that_lives_keeps_its_own(
     office: Office,
 ) -> None:

@@ -105,9 +105,12 @@ export class Api {
     return (await this.send("GET", "/api/progress")).json();
   }
 
-  /** Null when there is nothing to do now. */
-  async claim(): Promise<Task | null> {
-    const response = await this.send("POST", "/api/tasks/claim", {});
+  /**
+   * Null when there is nothing to do now. `holding`: what living tabs of this browser work on.
+   * `ahead`: for later; there is none when few are left.
+   */
+  async claim(kind: TaskKind, holding: number[] | null, ahead: boolean): Promise<Task | null> {
+    const response = await this.send("POST", "/api/tasks/claim", { kind, holding, ahead });
     return response.status === 204 ? null : response.json();
   }
 
@@ -129,25 +132,26 @@ export class Api {
     await this.send("PUT", `${taskPath(taskId)}/flags/${encodeURIComponent(prefilledId)}`, { lease, flagged });
   }
 
+  /** This and the three below are sent to their end even while the page goes away. */
   async submit(task: Task, seconds: number): Promise<void> {
-    await this.send("POST", `${taskPath(task.task_id)}/submit`, { lease: task.lease, seconds });
+    await this.send("POST", `${taskPath(task.task_id)}/submit`, { lease: task.lease, seconds }, true);
   }
 
   async skip(task: Task, seconds: number, reason: string): Promise<void> {
-    await this.send("POST", `${taskPath(task.task_id)}/skip`, { lease: task.lease, seconds, reason });
+    await this.send("POST", `${taskPath(task.task_id)}/skip`, { lease: task.lease, seconds, reason }, true);
   }
 
   async review(task: Task, seconds: number, verdict: Verdict, note: string): Promise<void> {
-    await this.send("POST", `${taskPath(task.task_id)}/review`, { lease: task.lease, seconds, verdict, note });
+    const body = { lease: task.lease, seconds, verdict, note };
+    await this.send("POST", `${taskPath(task.task_id)}/review`, body, true);
+  }
+
+  async release(task: Task): Promise<void> {
+    await this.send("POST", `${taskPath(task.task_id)}/release`, { lease: task.lease }, true);
   }
 
   async dashboard(): Promise<DashboardFigures> {
     return (await this.send("GET", "/api/dashboard")).json();
-  }
-
-  /** Also sent to its end while the page goes away. */
-  async release(task: Task): Promise<void> {
-    await this.send("POST", `${taskPath(task.task_id)}/release`, { lease: task.lease }, true);
   }
 
   async image(imageId: Task["image_id"]): Promise<Blob> {

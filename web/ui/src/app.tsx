@@ -83,7 +83,7 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
   useEffect(() => {
     if (!props.isActive) return;
     const onKeyDown = (event: KeyboardEvent): void => {
-      workspace.current?.input();
+      workspace.input();
       if (isForElement(event, event.target)) return;
       const command = commandOf(event);
       if (!command) return;
@@ -92,16 +92,16 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
       run(command, event.shiftKey);
     };
     const onKeyUp = (event: KeyboardEvent): void => {
-      if (event.key.toLowerCase() === "h") workspace.hide(false);
+      if (event.key.toLowerCase() === "h") workspace.tools.hide(false);
       if (event.key === " ") control.current?.releaseSpace();
     };
     const onBlur = (): void => {
-      workspace.hide(false);
+      workspace.tools.hide(false);
       control.current?.releaseSpace();
     };
-    const onInput = (): void => workspace.current?.input();
+    const onInput = (): void => workspace.input();
     const onLeave = (event: BeforeUnloadEvent): void => {
-      if (workspace.saves.count > 0 || workspace.current?.drawing.isTouched) event.preventDefault();
+      if (workspace.unsaved > 0 || workspace.current?.drawing.isTouched) event.preventDefault();
     };
     window.addEventListener("keydown", onKeyDown);
     window.addEventListener("keyup", onKeyUp);
@@ -143,15 +143,15 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "output2":
       return workspace.current?.drawing.choose(Number(command.slice(-1)));
     case "clickTool":
-      return workspace.setTool("click");
+      return workspace.takeTool("click");
     case "brush":
     case "eraser":
     case "select":
-      return workspace.setTool(command);
+      return workspace.takeTool(command);
     case "smaller":
-      return workspace.resizeBrush(1 / 1.2);
+      return workspace.tools.resizeBrush(1 / 1.2);
     case "larger":
-      return workspace.resizeBrush(1.2);
+      return workspace.tools.resizeBrush(1.2);
     case "undo":
       return workspace.current?.undo();
     case "redo":
@@ -163,11 +163,11 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "delete":
       return workspace.current?.deleteMask();
     case "outlines":
-      return workspace.toggle("showOutlines");
+      return workspace.tools.toggle("showOutlines");
     case "uncovered":
-      return workspace.toggle("showUncovered");
+      return workspace.tools.toggle("showUncovered");
     case "hide":
-      return workspace.hide(true);
+      return workspace.tools.hide(true);
     case "submit":
       return workspace.submit();
   }

@@ -14,8 +14,12 @@ export class PageBackend implements Backend {
   private readonly calls = new Map<number, { resolve: (reply: WorkerReply) => void; reject: (error: Error) => void }>();
   private nextId = 0;
 
+  prepare(task: Task): void {
+    this.call({ kind: "prepare", ...embeddingOf(task) }).catch(() => {}); // opening it will tell
+  }
+
   async open(task: Task): Promise<void> {
-    await this.call({ kind: "open", imageId: String(task.image_id), checkpoint: task.checkpoint, embeddingShape: task.embedding_shape });
+    await this.call({ kind: "open", ...embeddingOf(task), embeddingShape: task.embedding_shape });
   }
 
   async decode(task: Task, prompt: ModelPrompt): Promise<Answer> {
@@ -56,8 +60,14 @@ export class PageBackend implements Backend {
   }
 }
 
+function embeddingOf(task: Task): { imageId: string; checkpoint: string } {
+  return { imageId: String(task.image_id), checkpoint: task.checkpoint };
+}
+
 export class ServerBackend implements Backend {
   constructor(private readonly api: Api) {}
+
+  prepare(): void {}
 
   async open(): Promise<void> {}
 

@@ -60,9 +60,9 @@ export class CanvasControl {
       this.crosshair = this.corner = null;
       this.fit();
     }
-    const show: Show = workspace.showUncovered ? "uncovered" : workspace.showOutlines ? "outlines" : "filled";
+    const show: Show = workspace.tools.showUncovered ? "uncovered" : workspace.tools.showOutlines ? "outlines" : "filled";
     this.painter.setMasks(workspace.current ? layerMasks(workspace.current) : [], show);
-    this.painter.setHidden(workspace.hidden);
+    this.painter.setHidden(workspace.tools.hidden);
     this.drawDraft();
   }
 
@@ -126,10 +126,10 @@ export class CanvasControl {
     if (!workspace.canDraw || (event.button !== 0 && event.button !== 2)) return;
     const isOther = event.button === 2 || event.shiftKey;
     const place = toImage(this.view, at);
-    if (workspace.tool === "brush" || workspace.tool === "eraser") {
-      const label = (workspace.tool === "brush") === isOther ? 0 : 1;
+    if (workspace.tools.tool === "brush" || workspace.tools.tool === "eraser") {
+      const label = (workspace.tools.tool === "brush") === isOther ? 0 : 1;
       this.gesture = { kind: "stroke", points: [place], label };
-    } else if (workspace.tool === "select") {
+    } else if (workspace.tools.tool === "select") {
       workspace.current?.selectAt(place);
     } else {
       this.gesture = { kind: "click", from: at, to: at, label: isOther ? 0 : 1, isBox: false };
@@ -163,7 +163,7 @@ export class CanvasControl {
     this.gesture = null;
     const at = this.place(event);
     if (gesture?.kind === "stroke") {
-      workspace.current?.drawing.stroke(gesture.points, workspace.brushRadius, gesture.label);
+      workspace.current?.drawing.stroke(gesture.points, workspace.tools.brushRadius, gesture.label);
     } else if (gesture?.kind === "click" && gesture.isBox) {
       const box = dragBox(toImage(this.view, gesture.from), toImage(this.view, at), workspace.size);
       if (box) workspace.current?.drawing.dragBox(box);
@@ -234,7 +234,7 @@ export class CanvasControl {
     const drawing = workspace.current?.drawing;
     const actions = drawing?.session.actions ?? [];
     const isEmpty = drawing?.session.isEmpty ?? true;
-    const isBrush = workspace.tool === "brush" || workspace.tool === "eraser";
+    const isBrush = workspace.tools.tool === "brush" || workspace.tools.tool === "eraser";
     const clicks = actions
       .filter((action) => action.kind === "point")
       .map(({ coords: [x, y], label }) => ({ x, y, label, waiting: false }));
@@ -249,14 +249,14 @@ export class CanvasControl {
         : this.corner && this.crosshair && [this.corner, this.crosshair],
       stroke:
         gesture?.kind === "stroke"
-          ? { points: gesture.points, radius: workspace.brushRadius, label: gesture.label }
+          ? { points: gesture.points, radius: workspace.tools.brushRadius, label: gesture.label }
           : null,
       brush:
         isBrush && mouse
           ? {
               at: toImage(this.view, mouse),
-              radius: workspace.brushRadius,
-              label: (workspace.tool === "brush") === this.isShift ? 0 : 1,
+              radius: workspace.tools.brushRadius,
+              label: (workspace.tools.tool === "brush") === this.isShift ? 0 : 1,
             }
           : null,
       crosshair: this.crosshair,
@@ -298,7 +298,7 @@ export function ImageCanvas(props: { workspace: Workspace; onControl: (control: 
       <canvas ref={below} class="below" aria-hidden="true" />
       <canvas
         ref={above}
-        class={`above tool-${workspace.tool}`}
+        class={`above tool-${workspace.tools.tool}`}
         role="application"
         tabIndex={0}
         aria-label="Image to annotate"
@@ -306,7 +306,7 @@ export function ImageCanvas(props: { workspace: Workspace; onControl: (control: 
         aria-busy={(workspace.current?.drawing.busy ?? 0) > 0}
         data-phase={workspace.phase}
         data-task={workspace.current?.task.task_id ?? ""}
-        data-tool={workspace.tool}
+        data-tool={workspace.tools.tool}
         onPointerDown={(event) => control.current?.pointerDown(event)}
         onPointerMove={(event) => control.current?.pointerMove(event)}
         onPointerUp={(event) => control.current?.pointerUp(event)}

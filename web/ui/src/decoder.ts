@@ -12,6 +12,8 @@ import type { Answer, ModelPrompt } from "./prompt";
 export type BackendName = "page" | "server";
 
 export interface Backend {
+  /** Fetches ahead what `open` will need. */
+  prepare(task: Task): void;
   /** Gets the task's embedding ready. */
   open(task: Task): Promise<void>;
   decode(task: Task, prompt: ModelPrompt): Promise<Answer>;
@@ -41,6 +43,11 @@ export class Decoder {
     private readonly now: () => number = () => performance.now(),
   ) {
     if (forced) this.status.using = forced;
+  }
+
+  /** The task will be opened soon. */
+  prepare(task: Task): void {
+    if (this.forced !== "server") this.backends.page.prepare(task);
   }
 
   /** Takes up a task. Answers come at once from the server, and from the page when it is ready. */

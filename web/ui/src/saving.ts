@@ -7,7 +7,7 @@
  * lease of its task: when the task has passed on, its changes stay until the same task comes back.
  */
 
-import { type MaskPayload, Refused, type Task, Unreached } from "./api";
+import { type Api, type MaskPayload, Refused, type Task, Unreached } from "./api";
 
 export type Change =
   | { kind: "save"; id: string; mask: MaskPayload }
@@ -152,6 +152,12 @@ export class SaveQueue {
       return [];
     }
   }
+}
+
+export async function sendChange(api: Api, taskId: Task["task_id"], lease: string, change: Change): Promise<void> {
+  if (change.kind === "save") await api.saveMask(taskId, lease, change.id, change.mask);
+  else if (change.kind === "delete") await api.deleteMask(taskId, lease, change.id);
+  else await api.flag(taskId, lease, change.id, change.flagged);
 }
 
 function sameTarget(a: Change, b: Change): boolean {

@@ -38,7 +38,6 @@ function ProgressLine(progress: Progress) {
 
 export function StatusLine(props: { workspace: Workspace }) {
   const { workspace } = props;
-  const { saves } = workspace;
   return (
     <footer class="status">
       <span id="status" role="status" aria-live="polite" class={workspace.isAlarm ? "error" : ""}>
@@ -48,8 +47,8 @@ export function StatusLine(props: { workspace: Workspace }) {
       {(workspace.current?.drawing.busy ?? 0) > 0 && <span class="asking">asking the model…</span>}
       <Clock workspace={workspace} />
       <DecoderLine workspace={workspace} />
-      <span class={saves.count ? "unsaved" : "saved"} data-unsaved={saves.count} role="status" aria-label="Saving">
-        {saves.count ? `${saves.count} not saved yet` : "all saved"}
+      <span class={workspace.unsaved ? "unsaved" : "saved"} data-unsaved={workspace.unsaved} role="status" aria-label="Saving">
+        {workspace.unsaved ? `${workspace.unsaved} not saved yet` : "all saved"}
       </span>
     </footer>
   );

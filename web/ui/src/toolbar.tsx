@@ -1,5 +1,6 @@
 import type { Command } from "./keys";
-import type { Tool, Workspace } from "./workspace";
+import type { Tool } from "./tools";
+import type { Workspace } from "./workspace";
 
 const TOOLS: readonly [Tool, Command, string, string][] = [
   ["click", "clickTool", "Click", "P"],
@@ -23,7 +24,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           <button
             type="button"
             role="radio"
-            aria-checked={workspace.tool === tool}
+            aria-checked={workspace.tools.tool === tool}
             aria-keyshortcuts={key}
             onClick={() => run(command)}
           >
@@ -33,7 +34,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
       </div>
       <div role="group" aria-label="Brush size" class="row">
         <Button label="Smaller brush" keys="[" text="−" onClick={() => run("smaller")} />
-        <output aria-label="Brush size in pixels">{2 * workspace.brushRadius} px</output>
+        <output aria-label="Brush size in pixels">{2 * workspace.tools.brushRadius} px</output>
         <Button label="Larger brush" keys="]" text="+" onClick={() => run("larger")} />
       </div>
       <div role="radiogroup" aria-label="Whole, part or subpart">
@@ -72,8 +73,8 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
         />
       </div>
       <div role="group" aria-label="View">
-        <Toggle label="Outlines" hint="O" on={workspace.showOutlines} onClick={() => run("outlines")} />
-        <Toggle label="Uncovered" hint="U" on={workspace.showUncovered} onClick={() => run("uncovered")} />
+        <Toggle label="Outlines" hint="O" on={workspace.tools.showOutlines} onClick={() => run("outlines")} />
+        <Toggle label="Uncovered" hint="U" on={workspace.tools.showUncovered} onClick={() => run("uncovered")} />
         <Button label="Show the whole image" keys="0" text="Fit" hint="0" onClick={() => run("fit")} />
       </div>
       <div role="group" aria-label="Image" class="last">

@@ -5,34 +5,34 @@ import { Refused } from "./api";
 import { PageBackend, ServerBackend } from "./backends";
 import { type BackendName, Decoder } from "./decoder";
 import type { Point } from "./geometry";
+import { TaskLocks } from "./locks";
 import { OpenTask } from "./open_task";
 import { Sleeper, untilReached } from "./retry";
 import type { Size } from "./rle";
-import { type Change, SaveQueue } from "./saving";
+import { type Change, SaveQueue, sendChange } from "./saving";
+import { type HeldTask, TaskSupply } from "./supply";
+import { type Tool, Tools } from "./tools";
 
-export type Tool = "click" | "brush" | "eraser" | "select";
-export type Phase = "claiming" | "working" | "submitting" | "waiting";
+export type Phase = "claiming" | "working" | "submitting" | "waiting" | "away";
 
 const POLL_MILLISECONDS = 5000;
-const PROGRESS_MILLISECONDS = 60_000;
+const PROGRESS_MILLISECONDS = 20_000;
+const AWAY_SECONDS = 20 * 60;
 
 export class Workspace {
   phase: Phase = "claiming";
   /** The image on the desk; it stays in sight while the next one is fetched. */
   current: OpenTask | null = null;
-  tool: Tool = "click";
-  /** Radius in image pixels. */
-  brushRadius = 12;
-  showOutlines = false;
-  showUncovered = false;
-  hidden = false;
+  readonly tools = new Tools(() => this.changed());
   message = "";
   isAlarm = false;
   progress: Progress | null = null;
   readonly decoder: Decoder;
   readonly saves: SaveQueue;
 
-  private renewing: ReturnType<typeof setTimeout> | undefined;
+  private readonly supply: TaskSupply;
+  private readonly handingIn = new Set<Task["task_id"]>();
+  private lastInput = performance.now();
   private readonly sleeper = new Sleeper();
   private stopped = false;
   private readonly listeners = new Set<() => void>();
@@ -46,7 +46,7 @@ export class Workspace {
     this.decoder.onStatus = () => this.changed();
     this.saves = new SaveQueue(
       {
-        send: (taskId, lease, change) => this.send(taskId, lease, change),
+        send: (taskId, lease, change) => sendChange(api, taskId, lease, change),
         changed: () => this.changed(),
         refused: ({ change }, error) => this.refused(change, error),
         passedOn: (taskId) => this.passedOn(taskId),
@@ -56,6 +56,16 @@ export class Workspace {
       window.localStorage,
       `sa-engine:unsaved:${me.run}:${me.name}`,
     );
+    this.supply = new TaskSupply(api, "annotate", new TaskLocks(me.run, navigator.locks), {
+      image: (task) => this.untilReached(async () => createImageBitmap(await api.image(task.image_id))),
+      prepare: (task) => this.decoder.prepare(task),
+      lost: (taskId) => this.passedOn(taskId),
+    });
+  }
+
+  /** What the server does not have yet: changes, and images that were handed in. */
+  get unsaved(): number {
+    return this.saves.count + this.handingIn.size;
   }
 
   subscribe(listener: () => void): () => void {
@@ -64,7 +74,7 @@ export class Workspace {
   }
 
   start(): void {
-    void this.claimNext();
+    void this.openNext();
     void this.followProgress();
   }
 
@@ -72,26 +82,30 @@ export class Workspace {
   goOn(): void {
     this.saves.resume();
     this.sleeper.wake();
-    if (this.current && this.phase === "working") this.renewSoon(0);
+    this.supply.renewAll();
   }
 
-  /** Gives the task back. False while something is not saved yet. */
+  /** Any key, click or movement: the annotator is there. */
+  input(): void {
+    this.lastInput = performance.now();
+    this.current?.input();
+    if (this.phase === "away") void this.openNext();
+  }
+
+  /** Gives the tasks back. False while something is not saved yet. */
   async leave(): Promise<boolean> {
-    if (this.saves.count > 0) {
+    if (this.unsaved > 0) {
       this.say("Some work is not saved yet; signing out has to wait.", true);
       return false;
     }
     this.stopped = true;
-    clearTimeout(this.renewing);
-    if (this.current && this.phase === "working") await this.api.release(this.current.task).catch(() => {});
+    await this.supply.giveBackAll(this.handingIn);
     return true;
   }
 
-  /** The page goes away: whoever comes next, most likely this page again, need not wait for the lease. */
+  /** The page goes away: whoever comes next, most likely this page again, need not wait for the leases. */
   abandon(): void {
-    if (this.current && this.phase === "working" && !this.stopped) {
-      void this.api.release(this.current.task).catch(() => {});
-    }
+    void this.supply.giveBackAll(this.handingIn);
   }
 
   get size(): Size {
@@ -102,36 +116,15 @@ export class Workspace {
     return this.current?.canDraw ?? false;
   }
 
-  // ---- tools
-
-  setTool(tool: Tool): void {
-    this.tool = tool;
-    this.current?.drawing.stopHover();
-    this.changed();
-  }
-
   /** The mouse is over this pixel of the image; null: elsewhere. */
   hover(pixel: Point | null): void {
-    this.current?.drawing.hover(this.tool === "click" ? pixel : null);
+    this.current?.drawing.hover(this.tools.tool === "click" ? pixel : null);
   }
 
-  resizeBrush(factor: number): void {
-    this.brushRadius = Math.min(400, Math.max(1, Math.round(this.brushRadius * factor + (factor > 1 ? 0.5 : -0.5))));
-    this.say(`Brush of ${2 * this.brushRadius} pixels.`);
+  takeTool(tool: Tool): void {
+    this.current?.drawing.stopHover();
+    this.tools.take(tool);
   }
-
-  toggle(what: "showOutlines" | "showUncovered"): void {
-    this[what] = !this[what];
-    this.changed();
-  }
-
-  hide(hidden: boolean): void {
-    if (this.hidden === hidden) return;
-    this.hidden = hidden;
-    this.changed();
-  }
-
-  // ---- tasks
 
   submit(): void {
     const { current } = this;
@@ -139,78 +132,84 @@ export class Workspace {
       if (current.drawing.isTouched) {
         return this.say("A mask is not accepted yet: accept it with Enter or drop it with Esc.", true);
       }
-      this.finish(current, (seconds) => this.api.submit(current.task, seconds), "Submitted.");
+      void this.finish(current, (seconds) => this.api.submit(current.task, seconds), "Submitted.");
     });
   }
 
   skip(reason: string): void {
     const { current } = this;
-    if (current) this.finish(current, (seconds) => this.api.skip(current.task, seconds, reason), "Skipped.");
+    if (current) void this.finish(current, (seconds) => this.api.skip(current.task, seconds, reason), "Skipped.");
   }
 
-  private finish(current: OpenTask, call: (seconds: number) => Promise<void>, done: string): void {
+  /** Once everything is saved, the next image is opened; the server learns meanwhile that this one is done. */
+  private async finish(current: OpenTask, call: (seconds: number) => Promise<void>, done: string): Promise<void> {
     if (current !== this.current || this.phase !== "working") return;
     const { task, finished, seconds } = current;
     const isMine = (): boolean => this.current === current && this.phase === "submitting";
     this.phase = "submitting";
     current.drawing.stopHover();
-    void (async () => {
-      while (isMine() && this.saves.of(task.task_id).length) {
-        this.say("Saving what is not saved yet…");
-        await this.sleeper.sleep(200);
-      }
-      if (!isMine()) return;
-      if (finished.hasRefused) {
-        this.phase = "working";
-        return this.say("The server refused a mask of the list: correct or delete it first.", true);
-      }
-      try {
-        await this.untilReached(() => call(seconds));
-      } catch (error) {
-        if (error instanceof Refused && error.status === 409) return this.passedOn(task.task_id);
-        this.phase = "working";
-        return this.say(`Not submitted: ${textOf(error)}`, true);
-      }
-      this.saves.letGo(task.task_id);
-      this.say(`${done} Fetching the next image…`);
-      void this.refreshProgress();
-      await this.claimNext();
-    })();
+    while (isMine() && this.saves.of(task.task_id).length) {
+      this.say("Saving what is not saved yet…");
+      await this.sleeper.sleep(200);
+    }
+    if (!isMine()) return;
+    if (finished.hasRefused) {
+      this.phase = "working";
+      return this.say("The server refused a mask of the list: correct or delete it first.", true);
+    }
+    void this.handIn(task, () => call(seconds));
+    this.say(`${done} Fetching the next image…`);
+    await this.openNext();
   }
 
-  private async claimNext(): Promise<void> {
-    clearTimeout(this.renewing);
+  private async handIn(task: Task, call: () => Promise<void>): Promise<void> {
+    this.handingIn.add(task.task_id);
+    try {
+      await this.untilReached(call);
+      this.supply.letGo(task.task_id);
+    } catch (error) {
+      this.say(`${task.file_name} was not handed in and goes back with its masks: ${textOf(error)}`, true);
+      await this.supply.giveBack(task.task_id);
+    }
+    this.handingIn.delete(task.task_id);
+    this.saves.letGo(task.task_id);
+    await this.refreshProgress();
+  }
+
+  private async openNext(): Promise<void> {
     this.phase = "claiming";
     this.changed();
     while (!this.stopped) {
       try {
-        const task = await this.untilReached(() => this.api.claim());
+        const held = await this.untilReached(() => this.supply.next());
         if (this.stopped) return;
-        if (task) return await this.take(task);
-        this.current = null;
-        this.phase = "waiting";
-        this.say("Nothing is left to annotate now. This page looks again every 5 s.");
+        if (held && (await this.open(held))) return this.tendSupply();
+        if (!held) {
+          this.current = null;
+          this.phase = "waiting";
+          this.say("Nothing is left to annotate now. This page looks again every 5 s.");
+          await this.sleeper.sleep(POLL_MILLISECONDS);
+        }
       } catch (error) {
         console.error(error);
         this.say(`No image could be opened: ${textOf(error)}`, true);
+        await this.sleeper.sleep(POLL_MILLISECONDS);
       }
-      await this.sleeper.sleep(POLL_MILLISECONDS);
     }
   }
 
-  private async take(task: Task): Promise<void> {
+  /** False when the task has passed on meanwhile. */
+  private async open({ task, image }: HeldTask): Promise<boolean> {
     this.decoder.open(task);
     this.saves.hold(task);
-    this.renewSoon((task.expires_in * 1000) / 3, task);
-    let image: ImageBitmap | null = null;
+    const unsaved = this.saves.of(task.task_id); // now: it is on its way to the server
     let trouble = "";
-    try {
-      image = await this.untilReached(async () => createImageBitmap(await this.api.image(task.image_id)));
-    } catch (error) {
+    const shown = await image.catch((error) => {
       trouble = `The image cannot be shown (${textOf(error)}): skip it with Ctrl+Space.`;
-    }
-    if (!this.saves.holds(task.task_id)) return this.claimNext(); // it has passed on meanwhile
-    const open = new OpenTask(task, image, this.saves.of(task.task_id), this.decoder, {
+      return null;
+    });
+    if (!this.saves.holds(task.task_id)) return false;
+    const open = new OpenTask(task, shown, unsaved, this.decoder, {
       say: (message, isAlarm) => this.say(message, isAlarm),
       changed: () => this.changed(),
       save: (change) => this.saves.add(task.task_id, change),
@@ -218,38 +217,39 @@ export class Workspace {
     });
     this.current = open;
     this.phase = "working";
-    if (this.tool === "select") this.tool = "click";
+    if (this.tools.tool === "select") this.tools.take("click");
     this.say(trouble || greeting(task, open.finished.accepted.length), trouble !== "");
+    return true;
+  }
+
+  /** Fetches a task ahead, or gives back what somebody else could do. */
+  private tendSupply(): void {
+    const idleSeconds = (performance.now() - this.lastInput) / 1000;
+    if (this.phase !== "working") return;
+    if (idleSeconds > AWAY_SECONDS && this.unsaved === 0) return this.rest();
+    this.supply.tend(this.progress, idleSeconds);
+  }
+
+  /** Nobody is here: others may do what this page holds. */
+  private rest(): void {
+    const { current } = this;
+    this.phase = "away";
+    this.current = null;
+    if (current) this.saves.letGo(current.task.task_id);
+    void this.supply.giveBackAll(this.handingIn);
+    this.say("You were away, and the image went back with its masks. Press any key to go on.");
   }
 
   /** Someone else has the task, or will: what was saved stays with it. */
   private passedOn(taskId: Task["task_id"]): void {
     this.saves.letGo(taskId);
+    this.supply.letGo(taskId);
+    if (this.handingIn.has(taskId)) return; // handing it in will tell
     if (this.current?.task.task_id !== taskId || this.phase === "claiming" || this.phase === "waiting") return;
     this.current.drawing.begin();
     this.phase = "claiming";
     this.say("This image has passed on to someone else. What was saved is kept with it. Fetching another…", true);
-    void this.sleeper.sleep(1500).then(() => this.claimNext());
-  }
-
-  private renewSoon(milliseconds: number, task = this.current?.task): void {
-    clearTimeout(this.renewing);
-    if (!task) return;
-    this.renewing = setTimeout(async () => {
-      try {
-        this.renewSoon(((await this.api.renew(task)) * 1000) / 3, task);
-      } catch (error) {
-        const isStale = error instanceof Refused && error.status !== 401;
-        if (isStale) this.passedOn(task.task_id);
-        else this.renewSoon(Math.min(5000, (task.expires_in * 1000) / 3), task);
-      }
-    }, milliseconds);
-  }
-
-  private async send(taskId: Task["task_id"], lease: string, change: Change): Promise<void> {
-    if (change.kind === "save") await this.api.saveMask(taskId, lease, change.id, change.mask);
-    else if (change.kind === "delete") await this.api.deleteMask(taskId, lease, change.id);
-    else await this.api.flag(taskId, lease, change.id, change.flagged);
+    void this.sleeper.sleep(1500).then(() => this.openNext());
   }
 
   private refused(change: Change, error: Refused): void {
@@ -268,6 +268,7 @@ export class Workspace {
   private async followProgress(): Promise<void> {
     while (!this.stopped) {
       await this.refreshProgress();
+      this.tendSupply();
       await this.sleeper.sleep(PROGRESS_MILLISECONDS);
     }
   }

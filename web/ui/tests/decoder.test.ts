@@ -18,6 +18,7 @@ class Manual implements Backend {
     private readonly mark: number,
     private readonly cost: () => void = () => {},
   ) {}
+  prepare(): void {}
   async open(): Promise<void> {}
   decode(_task: Task, asked: ModelPrompt): Promise<Answer> {
     this.asked.push(asked.pointCoords[0][0]);
