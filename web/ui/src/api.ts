@@ -101,8 +101,8 @@ export class Api {
     return (await this.send("GET", "/api/me")).json();
   }
 
-  async progress(): Promise<Progress> {
-    return (await this.send("GET", "/api/progress")).json();
+  async progress(kind: TaskKind): Promise<Progress> {
+    return (await this.send("GET", `/api/progress?kind=${kind}`)).json();
   }
 
   /**

@@ -4,10 +4,12 @@ import { useEffect, useMemo, useReducer, useRef, useState } from "preact/hooks";
 import { Api, type Me, Refused } from "./api";
 import { type CanvasControl, ImageCanvas } from "./canvas";
 import type { BackendName } from "./decoder";
-import { KeySheet, SkipDialog } from "./dialogs";
+import { Dashboard } from "./dashboard";
+import { KeySheet, SkipDialog, VerdictDialog } from "./dialogs";
 import { type Command, commandOf, isForElement } from "./keys";
 import { Login } from "./login";
 import { MaskList } from "./mask_list";
+import { type Mode, modeAt, modesOf } from "./modes";
 import { Header, StatusLine } from "./status";
 import { Toolbar } from "./toolbar";
 import { Workspace } from "./workspace";
@@ -18,6 +20,7 @@ export function App() {
   const [isSignedOut, setSignedOut] = useState(false);
   const [trouble, setTrouble] = useState("");
   const [workspace, setWorkspace] = useState<Workspace | null>(null);
+  const [mode, setMode] = useState<Mode>("annotate");
 
   async function signedIn(): Promise<void> {
     try {
@@ -27,7 +30,10 @@ export function App() {
       setSignedOut(false);
       setTrouble("");
       if (workspace) return workspace.goOn();
-      const made = new Workspace(api, now, forcedDecoder());
+      const wanted = modeAt(location.hash, modesOf(now));
+      setMode(wanted);
+      if (wanted === "dashboard") return;
+      const made = new Workspace(api, now, wanted, forcedDecoder());
       setWorkspace(made);
       made.start();
     } catch (error) {
@@ -42,8 +48,19 @@ export function App() {
     void signedIn();
   }, []);
 
+  useEffect(() => {
+    // Another mode is another page, which begins with nothing on its desk.
+    const onHash = async (): Promise<void> => {
+      if (!me || modeAt(location.hash, modesOf(me)) === mode) return;
+      if (!workspace || (await workspace.leave())) location.reload();
+      else history.replaceState(null, "", `#${mode}`);
+    };
+    window.addEventListener("hashchange", onHash);
+    return () => window.removeEventListener("hashchange", onHash);
+  }, [me, mode, workspace]);
+
   async function leave(): Promise<void> {
-    if (!workspace || !(await workspace.leave())) return;
+    if (workspace && !(await workspace.leave())) return;
     await api.logout().catch(() => {});
     location.reload();
   }
@@ -51,16 +68,17 @@ export function App() {
   return (
     <>
       {isSignedOut && <Login api={api} again={workspace !== null} onSignedIn={signedIn} />}
-      {workspace && <Desk workspace={workspace} isActive={!isSignedOut} onLeave={leave} />}
-      {!workspace && !isSignedOut && <p class="login" role="status">{trouble || "…"}</p>}
+      {workspace && <Desk workspace={workspace} mode={mode} isActive={!isSignedOut} onLeave={leave} />}
+      {me && mode === "dashboard" && <Dashboard api={api} me={me} isActive={!isSignedOut} onLeave={leave} />}
+      {!workspace && mode !== "dashboard" && !isSignedOut && <p class="login" role="status">{trouble || "…"}</p>}
     </>
   );
 }
 
-function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => void }) {
+function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLeave: () => void }) {
   const { workspace } = props;
   const [, show] = useReducer((count: number) => count + 1, 0);
-  const [dialog, setDialog] = useState<"keys" | "skip" | null>(null);
+  const [dialog, setDialog] = useState<"keys" | "skip" | "verdict" | null>(null);
   const control = useRef<CanvasControl | null>(null);
   useEffect(() => workspace.subscribe(() => show(undefined)), [workspace]);
   useEffect(() => {
@@ -76,6 +94,10 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
 
   function run(command: Command, isShift = false): void {
     if (command === "help") return setDialog("keys");
+    const kind = workspace.current?.task.kind ?? "annotate";
+    if (kind !== "annotate" && (command === "submit" || command === "skip")) {
+      return workspace.whenReady(() => setDialog("verdict"));
+    }
     if (command === "skip") return workspace.phase === "working" ? setDialog("skip") : undefined;
     if (!control.current?.run(command, isShift)) runCommand(workspace, command);
   }
@@ -119,16 +141,24 @@ function Desk(props: { workspace: Workspace; isActive: boolean; onLeave: () => v
 
   return (
     <div class="desk" inert={!props.isActive}>
-      <Header workspace={workspace} onLeave={props.onLeave} />
+      <Header workspace={workspace} mode={props.mode} onLeave={props.onLeave} />
       <Toolbar workspace={workspace} run={run} />
       <main>
         <ImageCanvas workspace={workspace} onControl={(made) => (control.current = made)} />
-        {workspace.phase === "waiting" && <p class="notice">Nothing is left to annotate now.</p>}
+        {workspace.phase === "waiting" && <p class="notice">Nothing is left to {props.mode} now.</p>}
+        {workspace.current?.task.note && <p class="note">A reviewer sent this back: {workspace.current.task.note}</p>}
       </main>
       <MaskList workspace={workspace} />
       <StatusLine workspace={workspace} />
       {dialog === "keys" && <KeySheet onClose={() => setDialog(null)} />}
       {dialog === "skip" && <SkipDialog onClose={() => setDialog(null)} onSkip={(reason) => workspace.skip(reason)} />}
+      {dialog === "verdict" && workspace.current && (
+        <VerdictDialog
+          kind={workspace.current.task.kind}
+          onClose={() => setDialog(null)}
+          onVerdict={(verdict, note) => workspace.review(verdict, note)}
+        />
+      )}
     </div>
   );
 }

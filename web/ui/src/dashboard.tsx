@@ -1,15 +1,34 @@
 /** How the work goes, for whoever runs it. */
 
 import { useEffect, useState } from "preact/hooks";
-import { type Api, Refused } from "./api";
+import { type Api, type Me, Refused } from "./api";
 import { Chart } from "./chart";
 import { type DashboardFigures, PAPER, type RoundFigures, currentRound, roundName } from "./dashboard_figures";
 import { AgreementLines, AnnotatorTable, ModelTable, Pictures, TaskLine } from "./dashboard_parts";
+import { ModeLinks } from "./mode_links";
 import "./dashboard.css";
 
 const POLL_MILLISECONDS = 15_000;
 
-export function Dashboard(props: { api: Api }) {
+export function Dashboard(props: { api: Api; me: Me; isActive: boolean; onLeave: () => void }) {
+  return (
+    <div class="dashboard-page" inert={!props.isActive}>
+      <header class="top">
+        <strong>SA Engine</strong>
+        <span>{props.me.run}</span>
+        <ModeLinks me={props.me} mode="dashboard" reviewsLeft={0} />
+        <span class="space" />
+        <span>{props.me.name}</span>
+        <button type="button" onClick={props.onLeave}>
+          Sign out
+        </button>
+      </header>
+      {props.isActive && <Figures api={props.api} />}
+    </div>
+  );
+}
+
+function Figures(props: { api: Api }) {
   const [figures, setFigures] = useState<DashboardFigures | null>(null);
   const [trouble, setTrouble] = useState("");
   const [chosen, choose] = useState<number | null>(null);
@@ -33,7 +52,6 @@ export function Dashboard(props: { api: Api }) {
   const round = figures.rounds[chosen ?? currentRound(figures.rounds)];
   return (
     <main class="dashboard">
-      <h1>{figures.run}</h1>
       {trouble && <p role="alert" class="error">{trouble}</p>}
       <nav aria-label="Rounds" class="rounds">
         {figures.rounds.map((one) => (

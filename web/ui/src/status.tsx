@@ -1,8 +1,10 @@
 import { useEffect, useState } from "preact/hooks";
 import type { Progress } from "./api";
+import { ModeLinks } from "./mode_links";
+import type { Mode } from "./modes";
 import type { Workspace } from "./workspace";
 
-export function Header(props: { workspace: Workspace; onLeave: () => void }) {
+export function Header(props: { workspace: Workspace; mode: Mode; onLeave: () => void }) {
   const { workspace } = props;
   const { me, progress } = workspace;
   const task = workspace.current?.task;
@@ -14,6 +16,7 @@ export function Header(props: { workspace: Workspace; onLeave: () => void }) {
         {me.run}, round {me.round}, {stage}
       </span>
       {task && <span class="file" title={`checkpoint ${task.checkpoint}`}>{task.file_name}</span>}
+      <ModeLinks me={me} mode={props.mode} reviewsLeft={progress?.reviews_left ?? 0} />
       <span class="space" />
       {progress && <ProgressLine {...progress} />}
       <span>{me.name}</span>
@@ -63,7 +66,7 @@ function Clock(props: { workspace: Workspace }) {
   const { current } = props.workspace;
   if (!current) return null;
   const maskSeconds = current.drawing.session.seconds;
-  const isLong = maskSeconds > current.task.max_mask_seconds;
+  const isLong = current.task.kind === "annotate" && maskSeconds > current.task.max_mask_seconds;
   return (
     <span title="Active time: pauses above 30 s do not count">
       <span class={isLong ? "unsaved" : ""}>mask {maskSeconds.toFixed(0)} s</span>, image{" "}

@@ -15,6 +15,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
   const session = workspace.current?.drawing.session;
   const choices = session?.choices ?? [];
   const isWorking = workspace.canDraw;
+  const isAnnotated = workspace.current?.task.kind === "annotate";
 
   return (
     // Clicking a button leaves the keyboard with the image: Enter goes on to accept.
@@ -78,11 +79,13 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
         <Button label="Show the whole image" keys="0" text="Fit" hint="0" onClick={() => run("fit")} />
       </div>
       <div role="group" aria-label="Image" class="last">
-        <Button label="Skip the image" keys="Control+Space" text="Skip…" hint="^Space" disabled={workspace.phase !== "working"} onClick={() => run("skip")} />
+        {isAnnotated && (
+          <Button label="Skip the image" keys="Control+Space" text="Skip…" hint="^Space" disabled={workspace.phase !== "working"} onClick={() => run("skip")} />
+        )}
         <Button
-          label="Submit the image"
+          label={isAnnotated ? "Submit the image" : "Give the verdict"}
           keys="Control+Enter"
-          text="Submit"
+          text={isAnnotated ? "Submit" : "Verdict…"}
           hint="^⏎"
           isPrimary
           disabled={workspace.phase !== "working"}

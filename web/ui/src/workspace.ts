@@ -1,6 +1,6 @@
 /** One annotator at work: tasks come and go, and what is made of them is saved. */
 
-import type { Api, Me, Progress, Task } from "./api";
+import type { Api, Me, Progress, Task, TaskKind, Verdict } from "./api";
 import { Refused } from "./api";
 import { PageBackend, ServerBackend } from "./backends";
 import { type BackendName, Decoder } from "./decoder";
@@ -40,6 +40,7 @@ export class Workspace {
   constructor(
     private readonly api: Api,
     readonly me: Me,
+    private readonly kind: TaskKind,
     forcedDecoder: BackendName | null,
   ) {
     this.decoder = new Decoder({ page: new PageBackend(), server: new ServerBackend(api) }, forcedDecoder);
@@ -56,7 +57,7 @@ export class Workspace {
       window.localStorage,
       `sa-engine:unsaved:${me.run}:${me.name}`,
     );
-    this.supply = new TaskSupply(api, "annotate", new TaskLocks(me.run, navigator.locks), {
+    this.supply = new TaskSupply(api, kind, new TaskLocks(me.run, navigator.locks), {
       image: (task) => this.untilReached(async () => createImageBitmap(await api.image(task.image_id))),
       prepare: (task) => this.decoder.prepare(task),
       lost: (taskId) => this.passedOn(taskId),
@@ -127,12 +128,24 @@ export class Workspace {
   }
 
   submit(): void {
-    const { current } = this;
-    current?.drawing.inTurn(async () => {
-      if (current.drawing.isTouched) {
-        return this.say("A mask is not accepted yet: accept it with Enter or drop it with Esc.", true);
-      }
+    this.whenReady((current) => {
       void this.finish(current, (seconds) => this.api.submit(current.task, seconds), "Submitted.");
+    });
+  }
+
+  review(verdict: Verdict, note: string): void {
+    this.whenReady((current) => {
+      void this.finish(current, (seconds) => this.api.review(current.task, seconds, verdict, note), "Handed in.");
+    });
+  }
+
+  /** `then`: once every action before has its answer, unless a mask is neither accepted nor dropped. */
+  whenReady(then: (current: OpenTask) => void): void {
+    const { current } = this;
+    if (current && !current.image) return then(current);
+    void current?.drawing.inTurn(async () => {
+      if (!current.drawing.isTouched) return then(current);
+      this.say("A mask is not accepted yet: accept it with Enter or drop it with Esc.", true);
     });
   }
 
@@ -187,7 +200,7 @@ export class Workspace {
         if (!held) {
           this.current = null;
           this.phase = "waiting";
-          this.say("Nothing is left to annotate now. This page looks again every 5 s.");
+          this.say(`Nothing is left to ${this.kind} now. This page looks again every 5 s.`);
           await this.sleeper.sleep(POLL_MILLISECONDS);
         }
       } catch (error) {
@@ -275,7 +288,7 @@ export class Workspace {
 
   private async refreshProgress(): Promise<void> {
     try {
-      this.progress = await this.api.progress();
+      this.progress = await this.api.progress(this.kind);
       this.changed();
     } catch {
       // It is shown when it is known; nothing depends on it.
@@ -294,6 +307,8 @@ export class Workspace {
 }
 
 function greeting(task: Task, saved: number): string {
+  if (task.note) return `Sent back by a reviewer: ${task.note}`;
+  if (task.kind !== "annotate") return `${saved} mask${saved === 1 ? "" : "s"} to look at: correct, delete, add; Ctrl+Enter ends it.`;
   const before = saved ? ` ${saved} mask${saved === 1 ? " was" : "s were"} saved earlier.` : "";
   return task.stage === "semi_automatic"
     ? `Striped masks are done already: draw what they miss.${before}`
