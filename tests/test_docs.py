@@ -103,8 +103,8 @@ def test_format_page_lists_every_file_of_a_run_and_no_other(run_folder: Path) ->
         matching = [path for path, pattern in patterns.items() if pattern.fullmatch(name)]
         assert matching, f"docs/format.md does not list {name}"
         met.update(matching)
-    # No image failed, no source was embedded, nobody annotated, no training is under way, and reports
-    # are the command line's.
+    # No image failed, no source was embedded, nobody annotated, no training is under way, and
+    # reports are the command line's.
     others = {
         "rounds/ROUND-STAGE/shards-alone/",
         "sources/NAME/",
