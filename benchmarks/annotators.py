@@ -124,8 +124,8 @@ def waiting_desk(store: Store, images: int) -> tuple[Desk, threading.Thread]:
 @contextmanager
 def server(folder: str, port: int) -> Iterator[str]:
     program = (
-        "import sys, uvicorn; from engine.store import open_store; from web.serve import app_of; "
-        "uvicorn.run(app_of(open_store(sys.argv[1])), port=int(sys.argv[2]), log_level='warning')"
+        "import sys; from engine.store import open_store; from web.serve import serve; "
+        "serve(open_store(sys.argv[1]), host='127.0.0.1', port=int(sys.argv[2]), announce=print)"
     )
     root = Path(__file__).parent.parent
     process = subprocess.Popen([sys.executable, "-c", program, folder, str(port)], cwd=root)

@@ -3,18 +3,18 @@
 Heavy modules are imported by the command that needs them, so that `--help` answers at once.
 """
 
-import json
 import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
+from engine.cli_annotation import annotate, annotators, audit, say_if_nobody_reviews
+from engine.cli_model import evaluate, generate, train
+from engine.cli_options import AsJson, OutUri, RunUri, StageOption, err, out, print_json
 from engine.errors import EngineError
-from stages.records import StageName
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -37,30 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PLAIN_WIDTH = 140
-"""Columns of a table where there is no terminal to ask."""
-
-
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
-
-
-out, err = _console(stderr=False), _console(stderr=True)
-
-OutUri = Annotated[
-    str, typer.Option("--out", help="Folder of the run: a path or a pyarrow.fs URI.")
-]
-RunUri = Annotated[str, typer.Argument(metavar="DIR", help="Folder of a run.")]
-StageOption = Annotated[
-    StageName | None, typer.Option("--stage", help="Rounds of this stage only.")
-]
-Checkpoint = Annotated[
-    str, typer.Option(help="A shipped checkpoint's name, a checkpoint folder, or an official .pth.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -189,7 +165,7 @@ def status(folder: RunUri) -> None:
     for line in quality_lines(rounds):
         out.print(line, markup=False, highlight=False)
     if any(status.reviews.left for status in rounds):
-        _say_if_nobody_reviews(folder)
+        say_if_nobody_reviews(folder)
 
 
 @app.command()
@@ -222,7 +198,7 @@ def stats(
         figure.write_bytes(figure_bytes(stats_figure(rounds, title=folder)))
     if as_json:
         parts = {label: stats.model_dump(mode="json") for label, stats in rounds}
-        _print_json({"rounds": parts, "total": total.model_dump(mode="json")})
+        print_json({"rounds": parts, "total": total.model_dump(mode="json")})
     else:
         out.print(rounds_table(rounds))
         out.print(stats_table(total))
@@ -230,12 +206,14 @@ def stats(
 
 @app.command()
 def verify(folder: RunUri) -> int:
-    """Check every shard and manifest. Exit status 1 and the names of the broken ones, or 0.
+    """Check every shard, manifest and decoder. Exit status 1 and the broken ones' names, or 0.
 
     Example: sa-engine verify runs/demo
     """
     from engine.config import frozen_config
+    from engine.decoders import decoder_faults
     from engine.manifest import broken_files
+    from engine.rounds import promoted_checkpoints
     from engine.store import open_store
 
     store = open_store(folder)
@@ -245,91 +223,11 @@ def verify(folder: RunUri) -> int:
         for index in range(len(config.rounds))
         for line in broken_files(store, config.round_folder(index))
     ]
+    broken += decoder_faults(store, promoted_checkpoints(store, config))
     for line in broken:
         out.print(line, markup=False, highlight=False)
-    out.print(f"{len(broken)} faults" if broken else "all shards and manifests are whole")
+    out.print(f"{len(broken)} faults" if broken else "all shards, manifests and decoders are whole")
     return 1 if broken else 0
-
-
-@app.command()
-def generate(
-    images: Annotated[list[str], typer.Argument(help="Image files.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for JSON and pictures.")],
-    checkpoint: Checkpoint = "sa-tiny",
-    preset: Annotated[str, typer.Option(help="paper or official.")] = "official",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A field of the preset, such as points_per_side=16."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda on a machine with a GPU.")] = "cpu",
-) -> None:
-    """Automatic masks of single images: SA-1B JSON and an overlay PNG for each.
-
-    Example: sa-engine generate photo.jpg --out masks --set pred_iou_thresh=0.8
-    """
-    from engine.generate import automatic_config, generate_masks
-
-    config = automatic_config(preset, settings or [])
-    for line in generate_masks(images, checkpoint, config, folder, device=device):
-        out.print(line, markup=False, highlight=False)
-
-
-@app.command()
-def train(
-    folder: RunUri,
-    name: Annotated[str, typer.Option(help="Of the new checkpoint, under DIR/checkpoints.")],
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Train from this one instead of the run's last.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead of the config's.", min=1)] = None,
-) -> None:
-    """One retraining over all sealed rounds of a run, resumed when it was stopped.
-
-    Example: sa-engine train runs/mine --name longer --steps 5000
-    """
-    from engine.rounds import train_once
-    from engine.store import open_store
-
-    path = train_once(open_store(folder), name, checkpoint=checkpoint, steps=steps)
-    out.print(f"{folder}/{path}", highlight=False)
-
-
-@app.command()
-def evaluate(
-    checkpoint: Checkpoint,
-    images: Annotated[str, typer.Option(help="Folder of the images.")],
-    annotations: Annotated[str, typer.Option(help="COCO-style JSON.")],
-    split: Annotated[str | None, typer.Option(help="Images of this `split` only.")] = None,
-    min_votes: Annotated[int, typer.Option(help="Least `votes` of a mask.", min=0)] = 0,
-    min_area: Annotated[int, typer.Option(help="Least pixels of a mask.", min=0)] = 0,
-    max_images: Annotated[int | None, typer.Option(help="The first by hash.", min=1)] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda on a machine with a GPU.")] = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """mIoU of a checkpoint against true masks after 1, 3 and 5 clicks.
-
-    Example: sa-engine evaluate --checkpoint sa-tiny --images images --annotations instances.json
-    """
-    from engine.evaluation import evaluate_source
-    from engine.progress import Progress
-    from engine.sources import CocoSource
-
-    source = CocoSource(
-        name="evaluated",
-        annotations=annotations,
-        images=images,
-        split=split,
-        min_votes=min_votes,
-        min_area=min_area,
-        max_images=max_images,
-    )
-    scores = evaluate_source(source, checkpoint, Progress(err), device=device)
-    figures = scores.model_dump(mode="json")
-    if as_json:
-        _print_json(figures)
-    else:
-        for name, value in figures.items():
-            out.print(f"{name:22}{value:.4f}" if isinstance(value, float) else f"{name:22}{value}")
 
 
 @app.command()
@@ -350,144 +248,9 @@ def export(
         out.print(line, highlight=False)
 
 
-@app.command()
-def annotate(
-    folder: RunUri,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-) -> None:
-    """Serve the page on which people answer the round that waits for them.
-
-    Example: sa-engine annotate runs/mine --port 8080
-    """
-    from engine.config import frozen_config
-    from engine.store import open_store
-    from web.serve import serve
-
-    if any(mine.review_share for mine in frozen_config(open_store(folder)).rounds):
-        _say_if_nobody_reviews(folder)
-    out.print(f"annotate at http://{host}:{port}; stop with Ctrl-C", highlight=False)
-    serve(open_store(folder), host=host, port=port)
-
-
-@app.command()
-def audit(
-    folder: RunUri,
-    round_index: Annotated[int, typer.Option("--round", help="A sealed automatic round.")],
-    images: Annotated[int, typer.Option(help="How many; the paper took 500.", min=1)] = 500,
-    seed: Annotated[int, typer.Option(help="Of the sample.", min=0)] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Have people correct a sample of automatic masks, and report how few needed it.
-
-    Prepares the tasks; once somebody has done them, the same command prints the report.
-
-    Example: sa-engine audit runs/mine --round 2 --images 100
-    """
-    from engine.audit import audit_lines, audit_report, prepare_audit
-    from engine.config import frozen_config
-    from engine.progress import Progress
-    from engine.run import open_queue
-    from engine.store import open_store
-
-    store = open_store(folder)
-    config = frozen_config(store)
-    queue = open_queue(store, config)
-    try:
-        prepare_audit(
-            store,
-            config,
-            queue,
-            Progress(err),
-            round_index=round_index,
-            num_images=images,
-            seed=seed,
-        )
-        report = audit_report(queue, round_index)
-    finally:
-        queue.close()
-    if as_json:
-        _print_json(report.model_dump(mode="json"))
-        return
-    for line in audit_lines(report):
-        out.print(line, highlight=False)
-    if report.tasks.left:
-        out.print(
-            f"{report.tasks.left} images wait for a reviewer or manager: sa-engine annotate "
-            f"{folder}",
-            highlight=False,
-        )
-
-
-def _say_if_nobody_reviews(folder: str) -> None:
-    from engine.store import open_store
-    from web.serve import accounts_of
-
-    if not accounts_of(open_store(folder)).can_review():
-        err.print(
-            f"reviews of {folder} are wanted and nobody may review: sa-engine annotators add "
-            f"{folder} NAME --role reviewer",
-            markup=False,
-            highlight=False,
-        )
-
-
-annotators = typer.Typer(
-    help="Who may annotate a run.\n\nExample: sa-engine annotators add runs/mine Ada",
-    no_args_is_help=True,
-)
+for command in (generate, train, evaluate, annotate, audit):
+    app.command()(command)
 app.add_typer(annotators, name="annotators")
-AnnotatorName = Annotated[str, typer.Argument(metavar="NAME", help="How masks will name them.")]
-
-
-@annotators.command("add")
-def add_annotator(
-    folder: RunUri,
-    name: AnnotatorName,
-    role: Annotated[str, typer.Option(help="annotator, reviewer or manager.")] = "annotator",
-) -> None:
-    """Let somebody in, and print their token, once. Adding them again replaces it.
-
-    Example: sa-engine annotators add runs/mine Ada --role manager
-    """
-    from engine.store import open_store
-    from web.accounts import Role
-    from web.serve import accounts_of
-
-    if role not in list(Role):
-        raise typer.BadParameter(f"{role!r}; expected {', '.join(Role)}", param_hint="--role")
-    token = accounts_of(open_store(folder)).add(name, Role(role))
-    out.print(token, highlight=False, markup=False)
-
-
-@annotators.command("remove")
-def remove_annotator(folder: RunUri, name: AnnotatorName) -> None:
-    """Take somebody's token away and end their sessions; what they made stays.
-
-    Example: sa-engine annotators remove runs/mine Ada
-    """
-    from engine.store import open_store
-    from web.serve import accounts_of
-
-    accounts_of(open_store(folder)).remove(name)
-
-
-@annotators.command("list")
-def list_annotators(folder: RunUri) -> None:
-    """Names and roles.
-
-    Example: sa-engine annotators list runs/mine
-    """
-    from engine.store import open_store
-    from web.serve import accounts_of
-
-    for account in accounts_of(open_store(folder)).all():
-        out.print(f"{account.name}\t{account.role}", highlight=False, markup=False)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(content, indent=1) + "\n")
-
 
 if __name__ == "__main__":
     main()

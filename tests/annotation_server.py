@@ -5,7 +5,8 @@ import sys
 import uvicorn
 
 from engine.store import open_store
-from web.serve import app_of
+from web.serve import open_app
 
 if __name__ == "__main__":
-    uvicorn.run(app_of(open_store(sys.argv[1])), port=int(sys.argv[2]), log_level="warning")
+    with open_app(open_store(sys.argv[1])) as app:
+        uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
