@@ -11,6 +11,7 @@ from engine import layout
 from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus
+from engine.decoders import ensure_decoder
 from engine.effort import Agreement, agreement
 from engine.errors import ConfigError, UnreadableImageError
 from engine.manifest import load_plan
@@ -54,10 +55,12 @@ def prepare_audit(
     check_auditable(store, config, round_index)
     folder = config.round_folder(round_index)
     plan = load_plan(store, folder)
+    checkpoint = layout.checkpoint_path(plan.header.checkpoint.partition("@")[0])
+    ensure_decoder(store, checkpoint)
     context = WorkerContext(
         WorkerSpec(
             store_uri=store.uri,
-            checkpoint=layout.checkpoint_path(plan.header.checkpoint.partition("@")[0]),
+            checkpoint=checkpoint,
             limits=config.corpus.limits,
             work_size=config.work_size,
             keep_embeddings=True,

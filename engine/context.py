@@ -1,6 +1,5 @@
 """What a worker process holds while it works: the model, loaded once, and how to read an image."""
 
-import io
 import os
 import time
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from engine import layout
 from engine.corpus import CorpusRow
+from engine.embeddings import load_embedding, store_embedding
 from engine.errors import ConfigError, UnreadableImageError
 from engine.ground_truth import GroundTruth
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
@@ -67,7 +67,7 @@ class WorkerContext:
         return GroundTruth(self.store)
 
     @cached_property
-    def _encoder_sha256(self) -> str:
+    def encoder_sha256(self) -> str:
         return encoder_sha256(self.checkpoint.sam)
 
     def read_image(self, row: CorpusRow) -> Image:
@@ -87,23 +87,20 @@ class WorkerContext:
     def embedding(self, row: CorpusRow, image: Image | None = None) -> Tensor:
         """(1, C, h, w) of an image, as fp16 holds it: stored or not, the values are the same.
 
-        Stored embeddings are keyed by the encoder's weights, so checkpoints that share an encoder
-        share embeddings.
-
         Args:
             image: what `row` reads as, where the caller has it; otherwise it is read if need be.
 
         Raises:
             UnreadableImageError: as `read_image`.
         """
-        path = layout.embedding_path(self._encoder_sha256, row.sha256)
-        if self.spec.keep_embeddings and self.store.exists(path):
-            values = np.load(io.BytesIO(self.store.read(path)))
-        else:
+        values = None
+        if self.spec.keep_embeddings:
+            values = load_embedding(self.store, self.encoder_sha256, row.sha256)
+        if values is None:
             pixels = (image or self.read_image(row)).pixels
             values = embed(self.checkpoint.sam, pixels).cpu().numpy().astype(np.float16)
             if self.spec.keep_embeddings:
-                self.store.publish_written(path, lambda file: np.save(file, values))
+                store_embedding(self.store, self.encoder_sha256, row.sha256, values)
         return torch.from_numpy(values).float().to(self.spec.device)
 
 

@@ -25,6 +25,9 @@ class UnreadableImageError(EngineError):
     """An image's bytes cannot become pixels. Data, not a failure: its record says so."""
 
     def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
+        super().__init__(status, reason)  # both: it goes from one process to another
         self.status = status
         self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason

@@ -17,6 +17,7 @@ from engine import layout
 from engine.config import EngineConfig, changed, freeze_config, frozen_config
 from engine.context import load_run_checkpoint
 from engine.corpus import Corpus
+from engine.decoders import ensure_decoder
 from engine.errors import ConfigError, CorruptFileError, EngineError
 from engine.leftovers import remove_leftovers
 from engine.machines import LocalMachines, Machines
@@ -56,6 +57,11 @@ class RoundOutcome(Record):
     trained_evaluation: Evaluation | None = None
     """Of `trained`, promoted or not."""
 
+    @property
+    def promoted(self) -> str | None:
+        """Path of the checkpoint that this round promoted; None when it promoted none."""
+        return self.trained if self.trained == self.checkpoint else None
+
 
 def run_rounds(
     store: Store,
@@ -86,6 +92,8 @@ def run_rounds(
         if outcome is None and stage in (None, round_config.stage):
             outcome = _run_round(run, index, _parent(run, index, current, by_checkpoint))
         if outcome is not None:
+            if outcome.promoted is not None:  # by an earlier call too, which may have been killed
+                ensure_decoder(store, outcome.promoted)
             outcomes.append((index, outcome))
             by_checkpoint[outcome.checkpoint] = outcome
             if round_config.retrain:  # one that does not may have run long before, by --stage
@@ -263,6 +271,13 @@ def load_outcome(store: Store, folder: str) -> RoundOutcome | None:
     """None for a round that is not finished."""
     path = layout.outcome_path(folder)
     return _load_outcome(store, path) if store.exists(path) else None
+
+
+def promoted_checkpoints(store: Store, config: EngineConfig) -> list[str]:
+    """Paths of the checkpoints that finished rounds promoted."""
+    folders = (config.round_folder(index) for index in range(len(config.rounds)))
+    outcomes = (load_outcome(store, folder) for folder in folders)
+    return [o.promoted for o in outcomes if o is not None and o.promoted is not None]
 
 
 def load_start(store: Store) -> RoundOutcome | None:

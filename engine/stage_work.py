@@ -14,6 +14,7 @@ from engine.annotation import AnnotationUnit, answer_tasks, assemble_shard
 from engine.config import EngineConfig
 from engine.context import WorkerContext
 from engine.corpus import CorpusRow
+from engine.decoders import ensure_decoder
 from engine.errors import EngineError, UnreadableImageError
 from engine.evaluation import evaluate_detector
 from engine.executor import Executor, Failed, run_all
@@ -52,6 +53,7 @@ def annotate_with_tasks(run: Run, plan: RoundPlan, folder: str, checkpoint: str)
             _make_shards(run, executor, plan, proposals, run.config.semi_automatic)
     with tasks_of(run) as queue:
         if run.config.rounds[plan.header.round].annotator == "people":
+            ensure_decoder(run.store, checkpoint)
             _embed(run, plan, checkpoint)
             queue.add(plan.header.round, plan.image_ids.tolist())
             _wait_for_people(run, queue, plan)

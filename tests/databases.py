@@ -5,18 +5,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 import sqlalchemy as sa
 
 SERVER = "SA_ENGINE_TEST_POSTGRES"
 """Environment variable: URL of a PostgreSQL server on which schemas may be made and dropped."""
+NO_SERVER = f"no PostgreSQL in {SERVER}: run the tests as `.ci/with-postgres make test`"
 
 
 @contextmanager
 def postgres_schema() -> Iterator[str]:
     """URL of an empty database, or nearly: a schema of its own on the server."""
-    if SERVER not in os.environ:
-        pytest.skip(f"no PostgreSQL in {SERVER}: run the tests as `.ci/with-postgres make test`")
     server = sa.create_engine(os.environ[SERVER], isolation_level="AUTOCOMMIT")
     name = f"test_{uuid.uuid4().hex}"
     with server.connect() as connection:

@@ -99,13 +99,16 @@ def _waiting_desk(run: TinyRun) -> Desk | None:
 def leave(office: Office) -> None:
     """Nobody waits for a run whose test is over: its last tasks are skipped, its reviews done."""
     desk = office.desk
-    for account in office.accounts.all():
-        desk.queue.take_back(account.name, desk.round.index)
-    while (lease := desk.queue.claim("nobody", desk.round.index)) is not None:
-        desk.skip(lease, 0.0, "the test is over")
-    while (lease := desk.queue.claim("nobody", desk.round.index, TaskKind.REVIEW)) is not None:
-        desk.queue.settle(lease, Review(verdict=Verdict.GOOD, seconds=0.0))
-    office.thread.join(60)
+    deadline = time.monotonic() + 60
+    while office.thread.is_alive() and time.monotonic() < deadline:
+        index = desk.current_round().index
+        for account in office.accounts.all():
+            desk.queue.take_back(account.name, index)
+        while (lease := desk.queue.claim("nobody", index)) is not None:
+            desk.skip(lease, 0.0, "the test is over")
+        while (lease := desk.queue.claim("nobody", index, TaskKind.REVIEW)) is not None:
+            desk.queue.settle(lease, Review(verdict=Verdict.GOOD, seconds=0.0))
+        office.thread.join(0.1)
     desk.close()
     office.accounts.close()
 

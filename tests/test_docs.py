@@ -109,7 +109,6 @@ def test_format_page_lists_every_file_of_a_run_and_no_other(run_folder: Path) ->
         "rounds/ROUND-STAGE/shards-alone/",
         "sources/NAME/",
         "training/NAME/",
-        "decoders/NAME.onnx",
         "report/NAME.png",
     }
     assert set(listed) - met == others

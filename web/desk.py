@@ -6,16 +6,14 @@ drafts of a task into its answer.
 """
 
 import io
-import json
 import threading
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import onnxruntime
-import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
@@ -24,8 +22,10 @@ from engine.audit import audited_mask_id
 from engine.config import EngineConfig, frozen_config
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus
+from engine.decoders import load_decoder
 from engine.effort import effort
-from engine.errors import EngineError
+from engine.embeddings import load_embedding
+from engine.errors import EngineError, StaleLeaseError
 from engine.images import work_size_hw
 from engine.manifest import RoundPlan, load_plan
 from engine.review import is_reviewed
@@ -35,7 +35,6 @@ from engine.shards import read_record
 from engine.store import Store
 from engine.task_tables import TaskKind
 from engine.tasks import Lease
-from model.onnx_decoder import INPUTS, export_decoder
 from stages.records import (
     DraftMask,
     ImageRecord,
@@ -45,12 +44,14 @@ from stages.records import (
     StageName,
     Submission,
 )
+from web.decoding import DecoderSession
+from web.encoding import Embed, Encoder
 from web.masks import SavedMask, check_mask, mask_record
 
 JPEG_QUALITY = 92
 PROGRESS_SECONDS = 5.0
-FLAGS = "flags"
-"""Draft of the prefilled masks that are wrong; every other draft is a mask."""
+FLAG = "flag-"
+"""Begins the name of a draft that calls a prefilled mask wrong; every other draft is a mask."""
 LEASE_SECONDS = 120.0
 """Of a person's task, renewed by the page while it is open."""
 
@@ -109,15 +110,34 @@ class OpenRound:
     """Label: name and hash."""
     kinds: tuple[TaskKind, ...]
     """Of the tasks that there may be."""
+    store: Store
+
+    @cached_property
+    def decoder(self) -> DecoderSession:
+        return DecoderSession(load_decoder(self.store, self.checkpoint))
 
 
 class Desk:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, embed: Embed | None = None) -> None:
+        """
+        Args:
+            embed: where images are embedded that nobody has embedded before; None: here.
+        """
         self.store = store
         self.config: EngineConfig = frozen_config(store)
         self._corpus = Corpus(store)
         self.queue = open_queue(store, self.config, lease_seconds=LEASE_SECONDS)
-        self._deciding = threading.Lock()
+        self._embed = embed or Encoder(store, self.config)
+        self._images = WorkerContext(
+            WorkerSpec(
+                store_uri=store.uri,
+                checkpoint="",
+                limits=self.config.corpus.limits,
+                work_size=self.config.work_size,
+            )
+        )
+        self._deciding = threading.RLock()
+        self._round: OpenRound | None = None
         self._clock = time.monotonic
         self._progress: dict[TaskKind, Progress] = {}
         self._progress_at = -np.inf
@@ -125,14 +145,43 @@ class Desk:
     def close(self) -> None:
         self.queue.close()
 
-    @cached_property
+    @property
     def round(self) -> OpenRound:
-        """The round that waits, or the last one that did.
+        """The round that waits, as far as this process knows; see `current_round`.
 
         Raises:
             EngineError: no round waits for people now.
         """
-        return self._waiting_round()
+        if self._round is None:
+            self._round = self._waiting_round()
+        return self._round
+
+    def current_round(self) -> OpenRound:
+        """The round that waits, or the last one that did; looked for when the known one is over.
+
+        People may have finished it through another server. What is asked often asks for `round`,
+        and comes here when it is about something which that round does not know.
+        """
+        with self._deciding:
+            if self._is_over(self.round):
+                with suppress(EngineError):
+                    self._round = self._waiting_round()
+            return self.round
+
+    def round_of(self, lease: Lease) -> OpenRound:
+        """
+        Raises:
+            StaleLeaseError: it is over, and another one waits.
+        """
+        known = self.round if lease.round == self.round.index else self.current_round()
+        if lease.round != known.index:
+            raise StaleLeaseError(f"round {lease.round} is over; claim a task")
+        return known
+
+    def _is_over(self, known: OpenRound) -> bool:
+        if TaskKind.AUDIT in known.kinds:
+            return not self.queue.counts(known.index, TaskKind.AUDIT).left
+        return load_outcome(self.store, known.folder) is not None
 
     def _waiting_round(self) -> OpenRound:
         for index, mine in enumerate(self.config.rounds):
@@ -154,7 +203,7 @@ class Desk:
     def _open(self, index: int, kinds: tuple[TaskKind, ...]) -> OpenRound:
         folder = self.config.round_folder(index)
         plan = load_plan(self.store, folder)
-        return OpenRound(index, plan, folder, plan.header.checkpoint, kinds)
+        return OpenRound(index, plan, folder, plan.header.checkpoint, kinds, self.store)
 
     # Tasks
 
@@ -180,35 +229,14 @@ class Desk:
             index = self.round.index
             return self.queue.claim(annotator, index, kind, holder=browser, holding=holding)
 
-        claimed = lease()
-        if claimed is None and self._take_up_next_round():
+        known, claimed = self.round, lease()
+        if claimed is None and self.current_round() is not known:
             claimed = lease()
         return None if claimed is None else self._task(claimed)
 
     def _has_to_spare(self, kind: TaskKind) -> bool:
         counts = self.queue.counts(self.round.index, kind)
         return counts.open > counts.leased
-
-    def _take_up_next_round(self) -> bool:
-        """Whether this round is over and another one waits."""
-        with self._deciding:
-            if not self._is_over():
-                return False
-            try:
-                following = self._waiting_round()
-            except EngineError:
-                return False
-            if following.index == self.round.index:
-                return False
-            for name in ("decoder_onnx", "_session", "_context"):
-                self.__dict__.pop(name, None)  # they were the last checkpoint's
-            self.round = following
-            return True
-
-    def _is_over(self) -> bool:
-        if TaskKind.AUDIT in self.round.kinds:
-            return not self.queue.counts(self.round.index, TaskKind.AUDIT).left
-        return load_outcome(self.store, self.round.folder) is not None
 
     def lease(self, task_id: int, token: str) -> Lease:
         """
@@ -243,7 +271,7 @@ class Desk:
 
     def submit(self, lease: Lease, seconds: float) -> None:
         """Hand in what is saved; a second time changes nothing."""
-        header = self.round.plan.header
+        header = self.round_of(lease).plan.header
         saved = enumerate(self.saved(lease.task_id))
         submission = Submission(
             masks=tuple(mask_record(number, mask, header) for number, mask in saved),
@@ -265,7 +293,7 @@ class Desk:
                 mask=DraftMask.model_validate_json(draft.content),
             )
             for draft in self.queue.drafts(task_id)
-            if draft.draft_id != FLAGS
+            if not draft.draft_id.startswith(FLAG)
         )
 
     def _shown(self, lease: Lease) -> tuple[SavedMask, ...]:
@@ -278,14 +306,14 @@ class Desk:
 
     def flag(self, lease: Lease, prefilled_id: int, wrong: bool) -> None:
         """Call a prefilled mask wrong, or right again."""
-        with self._deciding:
-            before = set(self.flagged(lease.task_id))
-            after = before | {prefilled_id} if wrong else before - {prefilled_id}
-            self.queue.save_draft(lease, FLAGS, json.dumps(sorted(after)))
+        if wrong:
+            self.queue.save_draft(lease, f"{FLAG}{prefilled_id}", "")
+        else:
+            self.queue.delete_draft(lease, f"{FLAG}{prefilled_id}")
 
     def flagged(self, task_id: int) -> tuple[int, ...]:
-        drafts = self.queue.drafts(task_id)
-        return next((tuple(json.loads(d.content)) for d in drafts if d.draft_id == FLAGS), ())
+        drafts = (draft.draft_id for draft in self.queue.drafts(task_id))
+        return tuple(sorted(int(i.removeprefix(FLAG)) for i in drafts if i.startswith(FLAG)))
 
     def progress(self, kind: TaskKind) -> Progress:
         """Read anew every few seconds at most, however many look."""
@@ -295,8 +323,9 @@ class Desk:
             return self._progress[kind]
 
     def _count(self) -> dict[TaskKind, Progress]:
-        counts = self.queue.all_counts(self.round.index)
-        done = effort(self.queue, self.round.index)
+        index = self.current_round().index
+        counts = self.queue.all_counts(index)
+        done = effort(self.queue, index)
         return {
             kind: Progress(
                 **counts[kind].model_dump(),
@@ -311,30 +340,25 @@ class Desk:
 
     def image_jpeg(self, image_id: int) -> bytes:
         """The image upright, at its work size."""
-        image = self._context.read_image(self._corpus.row(image_id))
+        image = self._images.read_image(self._corpus.row(image_id))
         file = io.BytesIO()
         Picture.fromarray(image.pixels).save(file, "JPEG", quality=JPEG_QUALITY)
         return file.getvalue()
 
     def embedding(self, image_id: int) -> NDArray[np.float16]:
         """(C, h, w)"""
-        row = self._corpus.row(image_id)
-        with self._deciding:  # one encoder for all; what is stored is only read
-            values = self._context.embedding(row)[0]
-        return np.asarray(values.numpy().astype(np.float16))
+        row, known = self._corpus.row(image_id), self.round
+        values = load_embedding(self.store, known.decoder.file.encoder_sha256, row.sha256)
+        if values is None:
+            values = self._embed(known.checkpoint, row)
+        return np.asarray(values[0])
 
     def has_image(self, image_id: int) -> bool:
         """Whether it is one of this round's."""
-        return self.round.plan.place(image_id) is not None
-
-    # The decoder
-
-    @cached_property
-    def decoder_onnx(self) -> bytes:
-        path = layout.decoder_path(self.round.checkpoint.partition("@")[0])
-        if not self.store.exists(path):
-            self.store.publish(path, export_decoder(self._context.checkpoint.sam))
-        return self.store.read(path)
+        known = self.round
+        if known.plan.place(image_id) is None:
+            known = self.current_round()
+        return known.plan.place(image_id) is not None
 
     def decode(
         self,
@@ -343,50 +367,15 @@ class Desk:
         point_labels: NDArray[np.int64],
         mask_input: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits (4, s, s) and predicted IoU (4,), for a page that cannot decode by itself."""
-        side = self._context.checkpoint.config.low_res_size
-        shown = np.zeros((1, 1, side, side), np.float32)
-        if mask_input is not None:
-            shown[0, 0] = mask_input
-        inputs = (
-            self.embedding(image_id)[None].astype(np.float32),
-            point_coords[None],
-            point_labels[None],
-            shown,
-            np.asarray([mask_input is not None], np.float32),
-        )
-        masks, predicted_iou = self._session.run(None, dict(zip(INPUTS, inputs, strict=True)))
-        return masks[0], predicted_iou[0]
-
-    @property
-    def low_res_size(self) -> int:
-        return self._context.checkpoint.config.low_res_size
-
-    @cached_property
-    def _session(self) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        return onnxruntime.InferenceSession(
-            self.decoder_onnx, options, providers=["CPUExecutionProvider"]
-        )
-
-    @cached_property
-    def _context(self) -> WorkerContext:
-        checkpoint = layout.checkpoint_path(self.round.checkpoint.partition("@")[0])
-        return WorkerContext(
-            WorkerSpec(
-                store_uri=self.store.uri,
-                checkpoint=checkpoint,
-                limits=self.config.corpus.limits,
-                work_size=self.config.work_size,
-                keep_embeddings=True,
-            )
-        )
+        """As `DecoderSession.decode`, for a page that cannot decode by itself."""
+        embedding = self.embedding(image_id)
+        return self.round.decoder.decode(embedding, point_coords, point_labels, mask_input)
 
     def _task(self, lease: Lease) -> Task:
-        row, config = self._corpus.row(lease.image_id), self._context.checkpoint.config
+        row, known = self._corpus.row(lease.image_id), self.round_of(lease)
+        decoder = known.decoder.file
         height, width = self.size_hw(lease.image_id)
-        stage = self.round.plan.header.stage
+        stage = known.plan.header.stage
         rules = (
             self.config.assisted_manual
             if stage is StageName.ASSISTED_MANUAL
@@ -404,9 +393,9 @@ class Desk:
             height=height,
             stage=stage,
             max_mask_seconds=rules.max_mask_seconds,
-            image_size=config.image_size,
-            embedding_shape=(config.embed_dim, config.embedding_size, config.embedding_size),
-            checkpoint=self.round.checkpoint,
+            image_size=decoder.image_size,
+            embedding_shape=decoder.embedding_shape,
+            checkpoint=known.checkpoint,
             prefilled=self._prefilled(lease.image_id),
             flagged=self.flagged(lease.task_id),
             masks=self._shown(lease),

@@ -60,21 +60,24 @@ def decoder(
     if_none_match: Annotated[str, Header(max_length=200)] = "",
 ) -> Response:
     # Kept by the browser, and asked after by the checkpoint's name: 16 MB once a round.
-    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{desk.round.checkpoint}"'}
+    current = desk.current_round()
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{current.checkpoint}"'}
     if if_none_match == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return Response(desk.decoder_onnx, headers=headers, media_type="application/octet-stream")
+    content = current.decoder.file.content
+    return Response(content, headers=headers, media_type="application/octet-stream")
 
 
 @routes.post("/decode")
 def decode(body: DecodeRequest, somebody: Somebody, desk: TheDesk) -> DecodeAnswer:
     if not body.point_coords or len(body.point_labels) != len(body.point_coords):
         raise HTTPException(422, "point_labels: expected one for each of point_coords")
+    side = desk.round.decoder.file.low_res_size
     masks, predicted_iou = desk.decode(
         _checked(desk, body.image_id),
         np.asarray(body.point_coords, np.float32),
         np.asarray(body.point_labels, np.int64),
-        None if body.mask_input is None else _logits(body.mask_input, desk.low_res_size),
+        None if body.mask_input is None else _logits(body.mask_input, side),
     )
     return DecodeAnswer(
         low_res_masks=base64.b64encode(masks.astype("<f2").tobytes()).decode(),

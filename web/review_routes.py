@@ -39,7 +39,7 @@ def review(task_id: TaskId, body: HandInReview, somebody: Somebody, desk: TheDes
 
 
 def _review(desk: Desk, lease: Lease, body: HandInReview) -> Review:
-    saved, header = desk.saved(lease.task_id), desk.round.plan.header
+    saved, header = desk.saved(lease.task_id), desk.round_of(lease).plan.header
     before = _looked_at(desk, lease)
     after = {one.mask_id: one.mask.segmentation for one in saved}
     return Review(

@@ -54,13 +54,14 @@ def logout(
 
 @routes.get("/me")
 def me(somebody: Somebody, desk: TheDesk) -> Me:
-    header = desk.round.plan.header
+    current = desk.current_round()
+    header = current.plan.header
     return Me(
         name=somebody.name,
         role=somebody.role,
         run=desk.config.name,
         round=header.round,
         stage=header.stage,
-        kinds=desk.round.kinds,
+        kinds=current.kinds,
         checkpoint=header.checkpoint,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from databases import SERVER
+from databases import NO_SERVER, SERVER
 from engine.database import open_database, sqlite_url
 from engine.errors import ConfigError, EngineError, StorageError
 
@@ -33,9 +33,8 @@ def test_a_database_that_cannot_be_opened_is_an_error_without_its_password(url: 
     assert "annotation queue refused" in str(cause) or "tasks_url" in str(cause)
 
 
+@pytest.mark.skipif(SERVER not in os.environ, reason=NO_SERVER)
 def test_a_wrong_password_is_an_error_without_it() -> None:
-    if SERVER not in os.environ:
-        pytest.skip(f"no PostgreSQL in {SERVER}: run the tests as `.ci/with-postgres make test`")
     url = sa.make_url(os.environ[SERVER]).set(password=SECRET)
     with pytest.raises(StorageError, match="password authentication failed") as refused:
         open_database(url.render_as_string(hide_password=False), TABLES)
@@ -50,10 +49,10 @@ def test_a_table_of_an_earlier_version_is_refused_with_what_it_lacks(tmp_path: P
         open_database(sqlite_url(tmp_path / "old.sqlite"), TABLES)
 
 
-def test_a_connection_that_died_in_the_pool_is_opened_anew(tasks_url: str | None) -> None:
-    if tasks_url is None:
-        pytest.skip("SQLite has no server that could end a connection")
-    engine, other = open_database(tasks_url, TABLES), open_database(tasks_url, TABLES)
+@pytest.mark.skipif(SERVER not in os.environ, reason=NO_SERVER)
+def test_a_connection_that_died_in_the_pool_is_opened_anew() -> None:
+    url = os.environ[SERVER]
+    engine, other = open_database(url, sa.MetaData()), open_database(url, sa.MetaData())
     with engine.connect() as connection:
         ours = connection.scalar(sa.select(sa.func.pg_backend_pid()))
     with other.connect() as connection:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from offices import PEOPLE, Office, leave, on, open_office
-from tiny_runs import MANUAL, SEMI, TinyRun
+from tiny_runs import AUTOMATIC, MANUAL, SEMI, TinyRun
 
 
 @pytest.fixture
@@ -29,3 +29,11 @@ def semi_office(tmp_path: Path, tasks_url: str | None) -> Iterator[Office]:
     opened = open_office(TinyRun(tmp_path, rounds, 4, changes=on(tasks_url)))
     yield opened
     leave(opened)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> TinyRun:
+    """Four images, annotated by nobody."""
+    run = TinyRun(tmp_path, [AUTOMATIC], 4)
+    run.run()
+    return run
