@@ -15,7 +15,7 @@ PROVENANCE = Provenance(round=1, checkpoint="tiny@0123456789ab")
 SMALL = rectangle(SIZE_HW, 70, 100, 90, 120)
 MEDIUM = rectangle(SIZE_HW, 10, 90, 40, 130)
 LARGE = rectangle(SIZE_HW, 10, 10, 70, 80)
-CLICKS_ONLY = SimulatedAnnotatorConfig(box_share=0.0, max_strokes=0)
+CLICKS_ONLY = SimulatedAnnotatorConfig(box_share=0.0, max_strokes=0, patience=100)
 
 
 def annotate(
@@ -123,6 +123,19 @@ def test_nobody_clicks_more_often_than_allowed() -> None:
     config = CLICKS_ONLY.model_copy(update={"max_clicks": 4})
     (mask,) = annotate(TruthfulPredictor([LARGE], grown=5), [LARGE], config).masks
     assert mask.num_clicks == 4
+
+
+def test_who_sees_that_clicks_do_not_help_takes_up_the_brush() -> None:
+    config = SimulatedAnnotatorConfig(box_share=0.0, patience=2, target_iou=0.99)
+    (mask,) = annotate(TruthfulPredictor([LARGE], grown=3), [LARGE], config).masks
+    assert [action.kind for action in mask.interactions] == ["point", "point", "point", "brush"]
+
+
+def test_nobody_stops_clicking_while_clicks_help() -> None:
+    predictor = TruthfulPredictor([LARGE], grown=4, reach=30)
+    config = CLICKS_ONLY.model_copy(update={"target_iou": 0.97})
+    hasty = config.model_copy(update={"patience": 1, "helpful_gain": 1e-6})
+    assert annotate(predictor, [LARGE], hasty) == annotate(predictor, [LARGE], config)
 
 
 def test_objects_that_are_prefilled_are_not_drawn_again() -> None:
