@@ -15,11 +15,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from engine.answers import open_again, open_review, store_answer
 from engine.database import open_database
 from engine.errors import StaleLeaseError
 from engine.task_queries import ended_tasks, first_task, left_behind, not_by, of_kind
-from engine.task_tables import ANSWERS, DRAFTS, METADATA, TASKS, TaskKind, TaskState
-from stages.records import ImageStatus, Record, Review, Submission, Verdict
+from engine.task_tables import DRAFTS, METADATA, TASKS, TaskKind, TaskState
+from stages.records import Record, Review, Submission, Verdict
 
 
 class Lease(Record):
@@ -200,93 +201,37 @@ class TaskQueue:
         Raises:
             StaleLeaseError: the lease expired or the task passed to somebody else.
         """
-        figures = {
-            "seconds": submission.seconds,
-            "ok": int(submission.status is ImageStatus.OK),
-            "masks": len(submission.masks),
-            "clicks": sum(mask.num_clicks for mask in submission.masks),
-            "brushed": sum(
-                any(action.kind == "brush" for action in mask.interactions)
-                for mask in submission.masks
-            ),
-        }
-
-        def then(connection: sa.Connection, row: Any) -> None:
-            if review:
-                self._open_review(connection, row)
-
-        return self._answer(lease, submission, figures, then)
+        follows = open_review if review else None
+        return self._answer(lease, submission, follows)
 
     def settle(self, lease: Lease, review: Review) -> bool:
         """Hand in a review or an audit; what is to be done again is open again at once.
 
         Returns and raises as `submit`.
         """
-        figures = {
-            "seconds": review.seconds,
-            "masks": len(review.masks),
-            "verdict": review.verdict.value,
-            "compared": len(review.ious),
-            "deleted": review.deleted,
-            "added": review.added,
-            "iou_sum": sum(review.ious),
-            "above_90": sum(iou > 0.90 for iou in review.ious),
-            "above_75": sum(iou > 0.75 for iou in review.ious),
-        }
 
-        def then(connection: sa.Connection, row: Any) -> None:
-            if review.verdict is Verdict.REDO:
-                connection.execute(sa.delete(ANSWERS).where(ANSWERS.c.task_id == row.subject))
-                again = sa.update(TASKS).where(TASKS.c.task_id == row.subject)
-                connection.execute(
-                    again.values(state=TaskState.OPEN, token="", attempts=0, note=review.note)
-                )
+        def send_back(connection: sa.Connection, row: Any) -> None:
+            open_again(connection, row.subject, review.note)
 
-        return self._answer(lease, review, figures, then)
+        return self._answer(lease, review, send_back if review.verdict is Verdict.REDO else None)
 
     def _answer(
         self,
         lease: Lease,
         answer: Submission | Review,
-        figures: dict[str, Any],
-        then: Callable[[sa.Connection, Any], None],
+        follows: Callable[[sa.Connection, Any], None] | None,
     ) -> bool:
         try:
             with self._engine.begin() as connection:
                 row = self._hold(connection, lease, "submit", state=TaskState.SUBMITTED)
-                copied = ("task_id", "token", "round", "kind", "image_id", "owner", "author")
-                connection.execute(
-                    sa.insert(ANSWERS).values(
-                        **{name: getattr(row, name) for name in copied},
-                        submitted_at=self._clock(),
-                        content=answer.model_dump_json(),
-                        **figures,
-                    )
-                )
-                then(connection, row)
+                store_answer(connection, row, answer, self._clock())
+                if follows is not None:
+                    follows(connection, row)
         except StaleLeaseError:
             if self._submitted_under(lease):
                 return False
             raise
         return True
-
-    def _open_review(self, connection: sa.Connection, row: Any) -> None:
-        """The review of an answer just given; one that sent the image back is begun anew."""
-        here = of_kind(row.round, TaskKind.REVIEW) & (TASKS.c.image_id == row.image_id)
-        fresh = {"state": TaskState.OPEN, "token": "", "author": row.owner, "subject": row.task_id}
-        again = sa.update(TASKS).where(here).values(**fresh).returning(TASKS.c.task_id)
-        review = connection.scalar(again)
-        if review is None:
-            new = _new_task(row.round, TaskKind.REVIEW, row.image_id) | fresh
-            review = connection.scalar(sa.insert(TASKS).returning(TASKS.c.task_id), new)
-        kept = ("draft_id", "number", "owner", "content")
-        connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.task_id == review))
-        copy = sa.select(sa.literal(review), *(DRAFTS.c[name] for name in kept))
-        connection.execute(
-            sa.insert(DRAFTS).from_select(
-                ["task_id", *kept], copy.where(DRAFTS.c.task_id == row.task_id)
-            )
-        )
 
     def save_draft(self, lease: Lease, draft_id: str, content: str) -> None:
         """Keep a part of the answer, or replace it. StaleLeaseError when the lease is not held."""

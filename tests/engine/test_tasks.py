@@ -10,10 +10,11 @@ import pytest
 
 from engine.database import sqlite_url
 from engine.errors import StaleLeaseError, StorageError
-from engine.tasks import Lease, TaskCounts, TaskQueue
+from engine.task_tables import TaskKind
+from engine.tasks import Draft, Lease, TaskCounts, TaskQueue
 from fakes import ManualClock
 from records import mask_record
-from stages.records import Submission
+from stages.records import Review, Submission, Verdict
 
 LEASE_SECONDS = 100.0
 ROUND = 2
@@ -284,6 +285,54 @@ def test_a_task_that_failed_and_was_answered_in_the_end_has_its_answer(queue: Ta
     assert queue.results(ROUND, [1])[1].submission == answer()
 
 
+def test_a_review_begins_with_a_copy_of_the_masks_and_is_not_for_their_makers(
+    queue: TaskQueue,
+) -> None:
+    queue.add(ROUND, [1, 2])
+    begun = claim(queue, "ann")
+    queue.save_draft(begun, "a", "by ann")
+    queue.release(begun)
+    lease = claim(queue, "ben")
+    queue.save_draft(lease, "b", "by ben")
+    assert queue.submit(lease, answer(), review=True)
+    assert not queue.submit(lease, answer(), review=True)
+    assert queue.submit(claim(queue, "ben"), answer())
+    assert queue.counts(ROUND, TaskKind.REVIEW) == TaskCounts(open=1)
+    for maker in ("ann", "ben"):
+        assert queue.claim(maker, ROUND, TaskKind.REVIEW) is None
+    review = queue.claim("rae", ROUND, TaskKind.REVIEW)
+    assert review is not None
+    assert (review.subject, review.image_id) == (lease.task_id, lease.image_id)
+    assert queue.drafts(review.task_id) == queue.drafts(lease.task_id)
+    queue.save_draft(review, "a", "corrected")
+    assert [draft.content for draft in queue.drafts(lease.task_id)] == ["by ann", "by ben"]
+    again = Review(verdict=Verdict.REDO, note="more", seconds=1.0)
+    assert queue.settle(review, again)
+    assert not queue.settle(review, again)
+    assert queue.counts(ROUND) == TaskCounts(open=1, submitted=1)
+    lease = claim(queue, "ann")
+    assert (lease.note, queue.results(ROUND, [1])) == ("more", {})
+    assert queue.submit(lease, answer(7.0), review=True)
+    second = queue.claim("rae", ROUND, TaskKind.REVIEW)
+    assert second is not None
+    assert [draft.content for draft in queue.drafts(second.task_id)] == ["by ann", "by ben"]
+    good = Review(verdict=Verdict.GOOD, seconds=2.0, ious=(1.0,))
+    assert queue.settle(second, good)
+    assert queue.results(ROUND, [1])[1].submission == answer(7.0)
+    assert queue.results(ROUND, [1])[1].review == good
+
+
+def test_the_task_of_an_audit_is_made_once_with_its_masks(queue: TaskQueue) -> None:
+    drafts = [Draft(draft_id=f"{number:032x}", owner="", content="mask") for number in range(3)]
+    assert queue.add_audit(ROUND, 1, drafts)
+    assert not queue.add_audit(ROUND, 1, drafts[:1])
+    assert queue.claim("ann", ROUND) is None
+    audit = queue.claim("ann", ROUND, TaskKind.AUDIT)
+    assert audit is not None
+    assert queue.drafts(audit.task_id) == drafts
+    assert queue.counts(ROUND) == TaskCounts()
+
+
 def test_sixteen_threads_never_hold_the_same_task(queue: TaskQueue) -> None:
     tasks, threads = 160, 16
     queue.add(ROUND, range(tasks))
@@ -351,7 +400,7 @@ def test_a_submission_that_arrives_twice_at_once_counts_once(queue: TaskQueue) -
 CLAIMS_AND_DIES = """
 import os, signal, sys
 from engine.tasks import TaskQueue
-from stages.records import Submission
+from stages.records import Review, Submission, Verdict
 
 queue = TaskQueue(sys.argv[1], clock=lambda: 1000.0, lease_seconds=100.0, max_attempts=3)
 queue.add(2, [1, 2, 3])

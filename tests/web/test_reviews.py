@@ -22,7 +22,6 @@ from offices import (
     claim,
     drawn,
     leave,
-    on,
     open_office,
     rle,
     save,
@@ -40,9 +39,9 @@ REVIEWED = MANUAL | PEOPLE | {"retrain": False, "review_share": 1.0}
 
 
 @pytest.fixture
-def office(tmp_path: Path, tasks_url: str | None) -> Iterator[Office]:
+def office(tmp_path: Path) -> Iterator[Office]:
     """One image of stage one, which will be reviewed."""
-    opened = open_office(TinyRun(tmp_path, [REVIEWED], 1, changes=on(tasks_url)))
+    opened = open_office(TinyRun(tmp_path, [REVIEWED], 1))
     yield opened
     leave(opened)
 

@@ -18,7 +18,7 @@ export function Header(props: { workspace: Workspace; mode: Mode; onLeave: () =>
       {task && <span class="file" title={`checkpoint ${task.checkpoint}`}>{task.file_name}</span>}
       <ModeLinks me={me} mode={props.mode} reviewsLeft={progress?.reviews_left ?? 0} />
       <span class="space" />
-      {progress && <ProgressLine {...progress} />}
+      {progress && <ProgressLine {...progress} masks={props.mode === "annotate" ? progress.masks : 0} />}
       <span>{me.name}</span>
       <button type="button" onClick={props.onLeave}>
         Sign out
@@ -33,8 +33,8 @@ function ProgressLine(progress: Progress) {
   return (
     <span class="progress">
       <progress value={submitted} max={Math.max(all, 1)} aria-label="Images submitted" />
-      {submitted} of {all} images, {masks} {masks === 1 ? "mask" : "masks"}
-      {masks > 0 && `, ${seconds.toFixed(1)} s each`}
+      {submitted} of {all} images
+      {masks > 0 && `, ${masks} ${masks === 1 ? "mask" : "masks"}, ${seconds.toFixed(1)} s each`}
     </span>
   );
 }
