@@ -22,7 +22,7 @@ from records import mask_record
 from runs import SmallRun
 from stages.annotator import SimulatedAnnotatorConfig
 from stages.prompts import mask_iou
-from stages.records import ImageStatus, Source, StageName, Submission
+from stages.records import ImageStatus, Review, Source, StageName, Submission, Verdict
 from stages.rle import decode_rle
 
 ROUND = 1
@@ -347,6 +347,28 @@ def test_prefilled_masks_come_first_and_ids_stay_unique(run: SmallRun) -> None:
     assert given_up.status is ImageStatus.GIVEN_UP
     assert len(given_up.masks) == 1
     assert [mask.id for mask in drawn.masks] == [0]
+
+
+def test_what_a_reviewer_leaves_is_what_is_stored(run: SmallRun) -> None:
+    empty = [
+        empty_record(row, StageName.SEMI_AUTOMATIC, ROUND, ImageStatus.OK, "") for row in run.rows
+    ]
+    prefilled = tuple(mask_record(i, source=Source.PREFILLED) for i in range(2))
+    proposals = [record.model_copy(update={"masks": prefilled}) for record in empty[:2]]
+    made = header(3, StageName.SEMI_AUTOMATIC)
+    publish_shard(run.store, layout.shard_path("proposals", 3), made, proposals)
+    corrected = mask_record(0, annotator="rae", round=ROUND)
+    good = Review(verdict=Verdict.GOOD, masks=(corrected,) * 2, flagged=(1,), seconds=1.0)
+    reject = Review(verdict=Verdict.REJECT, note="a drawing", seconds=1.0)
+    results = [
+        submitted(0, flagged=(0,)).model_copy(update={"review": good}),
+        submitted(1, flagged=(0,)).model_copy(update={"review": reject}),
+    ]
+    kept, rejected = assemble(run, results, proposals="proposals")
+    assert [mask.annotator for mask in kept.masks] == ["", "rae", "rae"]
+    assert kept.drops == {"flagged": 1}
+    assert (rejected.masks, rejected.drops) == ((), {"flagged": 1, "rejected": 2})
+    assert (rejected.status, rejected.error) == (ImageStatus.REJECTED, "a drawing")
 
 
 def test_a_shard_is_assembled_once(run: SmallRun) -> None:

@@ -29,7 +29,7 @@ from offices import (
 )
 from offices import submit as hand_in
 from stages.records import ImageStatus
-from tiny_runs import AUTOMATIC, MANUAL, SEMI, TinyRun, sa_engine
+from tiny_runs import AUTOMATIC, MANUAL, TinyRun, sa_engine
 from web.accounts import Accounts, Role
 from web.app import create_app
 from web.desk import Desk
@@ -219,25 +219,6 @@ def test_a_share_is_reviewed_and_always_the_same_one(tmp_path: Path) -> None:
 def test_a_share_without_people_is_refused(tmp_path: Path, mine: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="round 0 has a review_share, but no people"):
         _ = TinyRun(tmp_path, [mine | {"review_share": 0.1}], 1).config
-
-
-def test_flags_of_a_reviewer_count(tmp_path: Path) -> None:
-    rounds = [MANUAL | {"images": 1, "retrain": False}, REVIEWED | {"stage": SEMI["stage"]}]
-    office = open_office(TinyRun(tmp_path, rounds, 2))
-    try:
-        ada, rae = office.client("Ada"), office.client("Rae", Role.REVIEWER)
-        annotated(ada, {uuid.uuid4().hex: drawn()})
-        task = claim(rae, "review")
-        flagged = task["prefilled"][0]["id"]
-        url = f"/api/tasks/{task['task_id']}/flags/{flagged}"
-        body = {"lease": task["lease"], "flagged": True}
-        assert rae.put(url, json=body).status_code == 204
-        assert settle(rae, task) == 204
-        office.finish()
-        (record,) = office.run.records(1)
-        assert record.drops["flagged"] == 1
-    finally:
-        leave(office)
 
 
 def test_an_audit_corrects_automatic_masks_and_leaves_the_sealed_ones_alone(
