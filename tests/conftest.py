@@ -1,14 +1,25 @@
 """Settings of the whole suite: one thread a process, no deadlines, and Ctrl-C that is heard."""
 
+import logging
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 
 from databases import NO_SERVER, SERVER, postgres_schema
+from faults import environment_here
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+OBJECT_STORE_BYTES = 80 * 2**20
 
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, max_examples=50, derandomize=True)
@@ -30,3 +41,35 @@ def tasks_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
     else:
         with postgres_schema() as url:
             yield url
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator["Cluster"]:
+    """A head with two (nominal) CPUs, to which this process is connected."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    # A short path: Ray's sockets lie below it, and their names have 107 bytes at most.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    Path("/tmp/ray").mkdir(exist_ok=True)  # it notes the address there, whatever temp_dir says
+    with environment_here():
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 2,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "temp_dir": folder,
+                "_system_config": {
+                    # A lost node is noticed within seconds, not minutes.
+                    "health_check_initial_delay_ms": 1000,
+                    "health_check_period_ms": 1000,
+                    "health_check_failure_threshold": 3,
+                },
+            },
+        )
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

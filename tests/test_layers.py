@@ -14,7 +14,7 @@ TOP = "engine/cli*.py"
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 
 DOORS = {
-    "ray": {"engine/ray_*.py", "engine/launch.py"},
+    "ray": {"engine/ray_*.py", "engine/launch.py", "web/ray_serve.py"},
     "pyarrow": {
         "engine/corpus.py",
         "engine/dataset.py",

@@ -32,8 +32,8 @@ class Embed(Protocol):
 class Encoder:
     """The encoder of one checkpoint at a time; of many threads, one works."""
 
-    def __init__(self, store: Store, config: EngineConfig) -> None:
-        self._store, self._config = store, config
+    def __init__(self, store: Store, config: EngineConfig, *, device: str = "cpu") -> None:
+        self._store, self._config, self._device = store, config, device
         self._working = threading.Lock()
         self._checkpoint, self._context = "", WorkerContext(WorkerSpec(store.uri, checkpoint=""))
 
@@ -76,6 +76,7 @@ class Encoder:
                 limits=config.corpus.limits,
                 work_size=config.work_size,
                 keep_embeddings=True,
+                device=self._device,
             )
             self._checkpoint, self._context = checkpoint, WorkerContext(spec)
         return self._context
