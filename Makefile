@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 OUT ?= runs/demo
 
+# One line about what is left out on a machine without Node.
+without_node = @command -v npm >/dev/null || echo "no Node: $(1); install Node 20 or newer (nodejs.org), then make ui"
+
 .PHONY: demo test lint ui clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/sa-engine run demo --out $(OUT)
+	$(call without_node,the annotation page is left out)
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest
+	$(call without_node,the annotation page and the tests of it in a browser are left out)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
