@@ -74,12 +74,12 @@ def test_everything_it_sends_exists_and_is_what_pip_needs() -> None:
 
 def test_the_ray_it_installs_is_one_that_the_project_allows() -> None:
     installs = " ".join(_load(AWS)["setup_commands"])
-    found = re.search(r'"ray\[default,train\]==([\d.]+)"', installs)
+    found = re.search(r'"ray\[default,serve,train\]==([\d.]+)"', installs)
     assert found
     requirements = [Requirement(text) for text in _pyproject()["project"]["dependencies"]]
     ray = next(requirement for requirement in requirements if requirement.name == "ray")
     assert found[1] in ray.specifier
-    assert ray.extras == {"default", "train"}
+    assert ray.extras == {"default", "serve", "train"}
 
 
 def test_setup_commands_are_shell_that_parses() -> None:
