@@ -198,9 +198,10 @@ def _record(
     proposal: ImageRecord | None,
     work_size: WorkSize,
 ) -> ImageRecord:
-    """A skipped or failed task keeps what was prefilled; its status says what happened."""
-    given_up = Submission(seconds=0.0, status=ImageStatus.GIVEN_UP, error=result.error)
-    submission = _reviewed(result.submission or given_up, result.review)
+    """A task without an answer keeps what was prefilled; its status says what happened."""
+    status = ImageStatus.WITHDRAWN if result.withdrawn else ImageStatus.GIVEN_UP
+    unanswered = Submission(seconds=0.0, status=status, error=result.error)
+    submission = _reviewed(result.submission or unanswered, result.review)
     locked, drops = ((), Drops()) if proposal is None else (proposal.masks, Drops(proposal.drops))
     kept = tuple(mask for mask in locked if mask.id not in submission.flagged)
     drops[DropReason.FLAGGED] += len(locked) - len(kept)

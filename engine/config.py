@@ -47,6 +47,9 @@ class RoundConfig(Record):
     """Who answers the tasks of stages one and two: ground truth, or people in the browser."""
     review_share: float = Field(default=0.0, ge=0, le=1)
     """Of the images that people hand in: somebody else looks at them before the round goes on."""
+    target_masks: PositiveInt | None = None
+    """Of people: once they have handed in so many, images that nobody has begun are left out and
+    the round goes on; None: when all are done."""
 
 
 class RetrainingConfig(Record):
@@ -122,7 +125,7 @@ class EngineConfig(Record):
         return self
 
     @model_validator(mode="after")
-    def _people_are_reviewed(self) -> "EngineConfig":
+    def _people_are_there(self) -> "EngineConfig":
         for index, mine in enumerate(self.rounds):
             manual = mine.stage is not StageName.FULLY_AUTOMATIC and mine.annotator == "people"
             if mine.review_share and not manual:
@@ -130,6 +133,11 @@ class EngineConfig(Record):
                     f"round {index} has a review_share, but no people whose work could be "
                     "reviewed: give it `annotator: people`, or audit its masks with "
                     "`sa-engine audit`"
+                )
+            if mine.target_masks and not manual:
+                raise ValueError(
+                    f"round {index} has target_masks, but no people who could meet it: give it "
+                    "`annotator: people`"
                 )
         return self
 

@@ -15,6 +15,7 @@ from engine.config import EngineConfig
 from engine.context import WorkerContext
 from engine.corpus import CorpusRow
 from engine.decoders import ensure_decoder
+from engine.effort import effort
 from engine.errors import EngineError, UnreadableImageError
 from engine.evaluation import evaluate_detector
 from engine.executor import Executor, Failed, run_all
@@ -125,7 +126,7 @@ def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
     """Until no task is left and none waits for review; people work at a server of their own, on the
     same queue."""
     index, total = plan.header.round, len(plan.image_ids)
-    left, reviews = _left(queue, index)
+    left, reviews = _left(run, queue, index)
     if not left and not reviews:
         return
     run.progress.say(
@@ -135,7 +136,7 @@ def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
     with run.progress.of(f"tasks of round {index}", total, total - left) as step:
         while left:
             time.sleep(PEOPLE_POLL_SECONDS)
-            now, reviews = _left(queue, index)
+            now, reviews = _left(run, queue, index)
             for _ in range(left - now):
                 step()
             left = now
@@ -145,12 +146,15 @@ def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
             "manager who had no hand in them: sa-engine annotators add "
             f"{run.store.uri} NAME --role reviewer"
         )
-        while sum(_left(queue, index)):  # reviewers may send some back
+        while sum(_left(run, queue, index)):  # reviewers may send some back
             time.sleep(PEOPLE_POLL_SECONDS)
 
 
-def _left(queue: TaskQueue, index: int) -> tuple[int, int]:
-    """Tasks and reviews that are not done."""
+def _left(run: Run, queue: TaskQueue, index: int) -> tuple[int, int]:
+    """Tasks and reviews that are not done; what nobody has begun is withdrawn at the target."""
+    target = run.config.rounds[index].target_masks
+    if target is not None and effort(queue, index).masks >= target:
+        queue.withdraw(index, f"the round has its {target} masks")
     counts = queue.all_counts(index)
     return counts[TaskKind.ANNOTATE].left, counts[TaskKind.REVIEW].left
 

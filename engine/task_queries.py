@@ -34,16 +34,16 @@ def left_behind(
 
 def ended_tasks(
     round_index: int, kind: TaskKind, image_ids: Sequence[int]
-) -> sa.Select[tuple[int, str, str, str | None]]:
+) -> sa.Select[tuple[int, str, str, str, str | None]]:
     """Tasks that have ended, with their answers where they have one."""
     answered = (ANSWERS.c.task_id == TASKS.c.task_id) & (ANSWERS.c.token == TASKS.c.token)
     return (
-        sa.select(TASKS.c.image_id, TASKS.c.owner, TASKS.c.error, ANSWERS.c.content)
+        sa.select(TASKS.c.image_id, TASKS.c.owner, TASKS.c.error, TASKS.c.state, ANSWERS.c.content)
         .select_from(TASKS.outerjoin(ANSWERS, answered & (TASKS.c.state == TaskState.SUBMITTED)))
         .where(
             of_kind(round_index, kind),
             TASKS.c.image_id.in_(image_ids),
-            TASKS.c.state.in_((TaskState.SUBMITTED, TaskState.GIVEN_UP)),
+            TASKS.c.state.in_((TaskState.SUBMITTED, TaskState.GIVEN_UP, TaskState.WITHDRAWN)),
         )
     )
 

@@ -10,6 +10,8 @@ class TaskState(StrEnum):
     LEASED = "leased"
     SUBMITTED = "submitted"
     GIVEN_UP = "given_up"
+    WITHDRAWN = "withdrawn"
+    """The round had its masks before anybody began it."""
 
 
 class TaskKind(StrEnum):

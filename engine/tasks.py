@@ -43,6 +43,7 @@ class TaskCounts(Record):
     leased: int = 0
     submitted: int = 0
     given_up: int = 0
+    withdrawn: int = 0
 
     @property
     def left(self) -> int:
@@ -54,8 +55,9 @@ class TaskResult(Record):
 
     image_id: int
     submission: Submission | None
-    """None when the task was given up."""
+    """None when the task was given up or withdrawn."""
     error: str
+    withdrawn: bool = False
     owner: str = ""
     """Who held it last."""
     review: Review | None = None
@@ -284,6 +286,23 @@ class TaskQueue:
         """Put the task back unanswered; nobody is to blame."""
         self._change(lease, "release", state=TaskState.OPEN)
 
+    def withdraw(self, round_index: int, reason: str) -> int:
+        """End the tasks that nobody has begun: not held, no mask saved, not sent back by reviewers.
+
+        Returns:
+            How many there were.
+        """
+        expired = (TASKS.c.state == TaskState.LEASED) & (TASKS.c.expires_at <= self._clock())
+        begun = sa.exists().where(DRAFTS.c.task_id == TASKS.c.task_id) | (TASKS.c.note != "")
+        withdraw = (
+            sa.update(TASKS)
+            .where(of_kind(round_index, TaskKind.ANNOTATE))
+            .where((TASKS.c.state == TaskState.OPEN) | expired, ~begun)
+            .values(state=TaskState.WITHDRAWN, token="", error=reason)
+        )
+        with self._engine.begin() as connection:
+            return int(connection.execute(withdraw).rowcount)
+
     def take_back(self, owner: str, round_index: int) -> int:
         """Put back what an owner still holds, for one that starts anew; returns how many tasks."""
         held = (
@@ -348,6 +367,7 @@ class TaskQueue:
                 submission=row.content and Submission.model_validate_json(row.content),
                 owner=row.owner,
                 error=row.error,
+                withdrawn=row.state == TaskState.WITHDRAWN,
                 review=settled.get(row.image_id),
             )
             for row in tasks

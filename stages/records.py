@@ -39,6 +39,8 @@ class ImageStatus(StrEnum):
     """An annotator looked and passed; the reason is in `error`."""
     REJECTED = "rejected"
     """A reviewer refused the masks of this image; the reason is in `error`."""
+    WITHDRAWN = "withdrawn"
+    """Nobody was asked any more: the round had as many masks as it wanted."""
     GIVEN_UP = "given_up"
     """Every attempt to work on this image, alone, ended a worker or raised."""
 

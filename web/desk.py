@@ -92,6 +92,7 @@ class Progress(Record):
     leased: int
     submitted: int
     given_up: int
+    withdrawn: int
     reviews_left: int
     masks: int
     """That people drew."""
