@@ -10,8 +10,6 @@ import threading
 import time
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +20,11 @@ from engine.audit import audited_mask_id
 from engine.config import EngineConfig, frozen_config
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus
-from engine.decoders import load_decoder
 from engine.effort import effort
 from engine.embeddings import load_embedding
 from engine.errors import EngineError, StaleLeaseError
 from engine.images import work_size_hw
-from engine.manifest import RoundPlan, load_plan
 from engine.review import is_reviewed
-from engine.rounds import load_outcome
 from engine.run import open_queue
 from engine.shards import read_record
 from engine.store import Store
@@ -44,9 +39,9 @@ from stages.records import (
     StageName,
     Submission,
 )
-from web.decoding import DecoderSession
 from web.encoding import Embed, Encoder
 from web.masks import SavedMask, check_mask, mask_record
+from web.open_round import OpenRound, waiting_round
 
 JPEG_QUALITY = 92
 PROGRESS_SECONDS = 5.0
@@ -100,24 +95,6 @@ class Progress(Record):
     """All time on the images over all masks; 0 without masks."""
 
 
-@dataclass(frozen=True)
-class OpenRound:
-    """The round that waits for people."""
-
-    index: int
-    plan: RoundPlan
-    folder: str
-    checkpoint: str
-    """Label: name and hash."""
-    kinds: tuple[TaskKind, ...]
-    """Of the tasks that there may be."""
-    store: Store
-
-    @cached_property
-    def decoder(self) -> DecoderSession:
-        return DecoderSession(load_decoder(self.store, self.checkpoint))
-
-
 class Desk:
     def __init__(self, store: Store, embed: Embed | None = None) -> None:
         """
@@ -154,7 +131,7 @@ class Desk:
             EngineError: no round waits for people now.
         """
         if self._round is None:
-            self._round = self._waiting_round()
+            self._round = waiting_round(self.store, self.config, self.queue)
         return self._round
 
     def current_round(self) -> OpenRound:
@@ -164,9 +141,9 @@ class Desk:
         and comes here when it is about something which that round does not know.
         """
         with self._deciding:
-            if self._is_over(self.round):
+            if self.round.is_over(self.queue):
                 with suppress(EngineError):
-                    self._round = self._waiting_round()
+                    self._round = waiting_round(self.store, self.config, self.queue)
             return self.round
 
     def round_of(self, lease: Lease) -> OpenRound:
@@ -178,33 +155,6 @@ class Desk:
         if lease.round != known.index:
             raise StaleLeaseError(f"round {lease.round} is over; claim a task")
         return known
-
-    def _is_over(self, known: OpenRound) -> bool:
-        if TaskKind.AUDIT in known.kinds:
-            return not self.queue.counts(known.index, TaskKind.AUDIT).left
-        return load_outcome(self.store, known.folder) is not None
-
-    def _waiting_round(self) -> OpenRound:
-        for index, mine in enumerate(self.config.rounds):
-            folder = self.config.round_folder(index)
-            waits = mine.annotator == "people" and mine.stage is not StageName.FULLY_AUTOMATIC
-            planned = self.store.exists(layout.plan_path(folder))
-            if waits and planned and load_outcome(self.store, folder) is None:
-                reviewed = (TaskKind.REVIEW,) if mine.review_share else ()
-                return self._open(index, (TaskKind.ANNOTATE, *reviewed))
-        for index in range(len(self.config.rounds)):
-            if self.queue.counts(index, TaskKind.AUDIT).left:
-                return self._open(index, (TaskKind.AUDIT,))
-        raise EngineError(
-            f"no round of {self.store.uri} waits for people now: give a round `annotator: people` "
-            "and start `sa-engine run`, which prepares the tasks; or audit an automatic round with "
-            "`sa-engine audit`"
-        )
-
-    def _open(self, index: int, kinds: tuple[TaskKind, ...]) -> OpenRound:
-        folder = self.config.round_folder(index)
-        plan = load_plan(self.store, folder)
-        return OpenRound(index, plan, folder, plan.header.checkpoint, kinds, self.store)
 
     # Tasks
 
