@@ -5,6 +5,8 @@ export interface TaskCounts {
   leased: number;
   submitted: number;
   given_up: number;
+  /** Left out, as the round had its masks. */
+  withdrawn: number;
 }
 
 export interface Effort {

@@ -11,6 +11,7 @@ export function TaskLine({ round }: { round: RoundFigures }) {
     ["in work", tasks.leased],
     ["handed in", tasks.submitted],
     ["given up", tasks.given_up],
+    ["left out", tasks.withdrawn],
     ["wait for review", reviews.open + reviews.leased],
     ["masks", effort.masks],
   ];
