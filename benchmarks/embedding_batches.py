@@ -1,6 +1,6 @@
 """Embeddings a second, one image at a time and several together, as the encoder replicas make them.
 
-    python -m benchmarks.embedding_batches --checkpoint sa-tiny --images 16 --batch 1 4 8
+python -m benchmarks.embedding_batches --checkpoint sa-tiny --images 16 --batch 1 4 8
 """
 
 import argparse
