@@ -20,9 +20,9 @@ from engine.corpus import Corpus
 from engine.run import tasks_url
 from engine.shards import read_record
 from engine.task_tables import ANSWERS, DRAFTS, TASKS, TaskKind, TaskState
-from engine.tasks import TaskCounts
+from engine.tasks import TaskCounts, TaskResult
 from offices import PEOPLE, Office, leave, open_office
-from stages.records import MaskRecord, Submission
+from stages.records import MaskRecord, Review, Submission
 from still_lifes import write_still_lifes
 from tiny_runs import MANUAL, SEMI, TinyRun
 from web.accounts import Role
@@ -94,9 +94,16 @@ class WaitingRound:
 
     def submission(self, file_name: str) -> Submission | None:
         """What was handed in for an image."""
-        image_id = self._image_ids[file_name]
-        result = self.office.desk.queue.results(self.index, [image_id]).get(image_id)
+        result = self._result(file_name)
         return result.submission if result else None
+
+    def review(self, file_name: str) -> Review | None:
+        result = self._result(file_name)
+        return result.review if result else None
+
+    def _result(self, file_name: str) -> TaskResult | None:
+        image_id = self._image_ids[file_name]
+        return self.office.desk.queue.results(self.index, [image_id]).get(image_id)
 
     def prefilled(self, file_name: str) -> tuple[MaskRecord, ...]:
         """What the model drew of an image before anybody saw it."""

@@ -17,7 +17,7 @@ from engine.task_tables import TaskKind
 from offices import PEOPLE
 from person import Arrive, Person
 from stages.prompts import mask_iou
-from stages.records import DraftMask, Interaction, Review
+from stages.records import DraftMask, Interaction
 from stages.rle import Mask, decode_rle, encode_rle
 from still_lifes import things_of, write_still_lifes
 from tiny_runs import AUTOMATIC, MANUAL, TinyRun
@@ -112,14 +112,6 @@ def verdict(person: Person, label: str, note: str = "") -> None:
     dialog.get_by_role("button", name="Hand in").click()
 
 
-def review_of(waiting: WaitingRound, file_name: str) -> Review | None:
-    desk, index = waiting.office.desk, waiting.index
-    planned = waiting.office.run.planned(index)
-    results = desk.queue.results(index, planned).values()
-    names = {result.image_id: desk._corpus.row(result.image_id).file_name for result in results}
-    return next(result.review for result in results if names[result.image_id] == file_name)
-
-
 def test_a_reviewer_corrects_deletes_and_adds(
     reviewed: WaitingRound, rae_at: Callable[[str], Person]
 ) -> None:
@@ -144,8 +136,8 @@ def test_a_reviewer_corrects_deletes_and_adds(
     rae.press("Enter")
     rae.wait_until_saved()
     verdict(rae, "good, as I leave it")
-    rae.until(lambda: review_of(reviewed, name) is not None)
-    review = review_of(reviewed, name)
+    rae.until(lambda: reviewed.review(name) is not None)
+    review = reviewed.review(name)
     assert review is not None
     assert [mask.annotator for mask in review.masks] == ["Rae", "Rae"]
     corrected, added = (decode_rle(mask.segmentation) for mask in review.masks)

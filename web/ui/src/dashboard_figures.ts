@@ -79,7 +79,7 @@ export const PAPER = {
   fully_automatic: { seconds: null, masks: null },
 } as const;
 
-/** A round's place among those that work, in words; its name is its stage. */
+/** Number and stage, as in the run's folder. */
 export function roundName({ index, stage }: Pick<RoundFigures, "index" | "stage">): string {
   return `${index} ${stage.replace("_", " ")}`;
 }
