@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import automatic_quality, loop, seed_figure
+from benchmarks import automatic_quality, click_pictures, loop, mask_ranking, seed_figure
 from engine.scenes import write_scenes
 from fakes import save_tiny_sam
 
@@ -41,6 +41,29 @@ def test_automatic_masks_are_compared_with_regions(
     assert len(pictures) == len(automatic_quality.PICTURES)
     with Image.open(tmp_path / "pictures" / "astronaut.png") as picture:
         assert np.asarray(picture).shape[2] == 3
+
+
+def test_scores_are_asked_how_well_they_rank_masks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--photographs", str(folder), "--checkpoint", save_tiny_sam(str(tmp_path / "sam"))]
+    mask_ranking.main([*arguments, "--max-images", "2", "--points-per-side", "3"])
+    first, *scores = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert first["masks"] == 2 * 9 * 3
+    assert [score["score"] for score in scores] == ["predicted_iou", "stability_score", "area"]
+    quality = np.array([0.1, 0.9, 0.3, 0.6])
+    right, wrong = mask_ranking.ranking(quality, quality), mask_ranking.ranking(-quality, quality)
+    assert (right["correlation"], right["auc"], right["good_among_best_tenth"]) == (1, 1, 1)
+    assert (wrong["correlation"], wrong["auc"], wrong["good_among_best_tenth"]) == (-1, 0, 0)
+
+
+def test_pictures_of_clicks_are_one_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet = tmp_path / "clicks.png"
+    command = ["click_pictures", "--checkpoint", save_tiny_sam(str(tmp_path / "sam"))]
+    monkeypatch.setattr("sys.argv", [*command, "--out", str(sheet)])
+    click_pictures.main()
+    with Image.open(sheet) as picture:
+        assert picture.width == 1500
 
 
 def test_figure_of_a_training_shows_every_phase(tmp_path: Path) -> None:
