@@ -56,6 +56,17 @@ export function toScreen(view: View, image: Point): Point {
   return { x: image.x * view.scale + view.x, y: image.y * view.scale + view.y };
 }
 
+/** The image pixels that the canvas shows some of, ends exclusive. */
+export function visibleBox(view: View, image: Size, canvas: Size): { x0: number; y0: number; x1: number; y1: number } {
+  const [from, to] = [toImage(view, { x: 0, y: 0 }), toImage(view, { x: canvas.width, y: canvas.height })];
+  return {
+    x0: Math.max(0, Math.floor(from.x)),
+    y0: Math.max(0, Math.floor(from.y)),
+    x1: Math.min(image.width, Math.ceil(to.x)),
+    y1: Math.min(image.height, Math.ceil(to.y)),
+  };
+}
+
 /** The pixel at a place; null beyond the image. */
 export function pixelAt(place: Point, image: Size): Point | null {
   const [x, y] = [Math.floor(place.x), Math.floor(place.y)];

@@ -28,6 +28,12 @@ export function boxOf(mask: Mask): Box {
   return { x0: mask.x, y0: mask.y, x1: mask.x + mask.width, y1: mask.y + mask.height };
 }
 
+/** What two boxes share; without any width or height when they share nothing. */
+export function common(a: Box, b: Box): Box {
+  const [x0, y0] = [Math.max(a.x0, b.x0), Math.max(a.y0, b.y0)];
+  return { x0, y0, x1: Math.max(x0, Math.min(a.x1, b.x1)), y1: Math.max(y0, Math.min(a.y1, b.y1)) };
+}
+
 export function isEmpty(mask: Mask): boolean {
   return mask.bits.indexOf(1) < 0;
 }

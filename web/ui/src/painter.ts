@@ -5,10 +5,10 @@
  * drawn again; so 300 masks cost no more per frame than one.
  */
 
-import type { Point, View } from "./geometry";
+import { type Point, type View, visibleBox } from "./geometry";
 import { changedBox, type Colour, drawMasks, type LayerMask, type Show } from "./layer";
 import type { Box, Mask } from "./mask";
-import { boxOf } from "./mask";
+import { boxOf, common } from "./mask";
 import type { Size } from "./rle";
 
 /** What the annotator is doing right now. */
@@ -41,6 +41,7 @@ export class Painter {
   private readonly draftLayer = new PaintedLayer();
   private image: ImageBitmap | null = null;
   private size: Size = { width: 1, height: 1 };
+  private canvasSize: Size = { width: 1, height: 1 };
   private view: View = { scale: 1, x: 0, y: 0 };
   private draft: Draft | null = null;
   private show: Show = "filled";
@@ -57,6 +58,7 @@ export class Painter {
   }
 
   resize(size: Size): void {
+    this.canvasSize = size;
     const ratio = window.devicePixelRatio || 1;
     for (const canvas of [this.belowCanvas, this.aboveCanvas]) {
       canvas.width = Math.max(1, Math.round(size.width * ratio));
@@ -112,8 +114,9 @@ export class Painter {
     if (!this.image) return;
     this.toImageFrame(to);
     to.imageSmoothingEnabled = this.view.scale < 3;
-    to.drawImage(this.image, 0, 0, this.size.width, this.size.height);
-    if (!this.hidden) to.drawImage(this.layer.canvas, 0, 0);
+    const seen = visibleBox(this.view, this.size, this.canvasSize);
+    copy(to, this.image, seen);
+    if (!this.hidden) copy(to, this.layer.canvas, seen);
   }
 
   private paintAbove(): void {
@@ -126,14 +129,12 @@ export class Painter {
       const show = this.show === "outlines" ? "outlines" : "filled";
       const key = draft.isPreview ? "preview" : "draft";
       this.draftLayer.draw([{ key, mask: draft.mask, colour, striped: false }], show);
-      const { x0, y0, x1, y1 } = boxOf(draft.mask);
-      if (x1 > x0) {
-        this.toImageFrame(to);
-        to.imageSmoothingEnabled = this.view.scale < 3;
-        to.globalAlpha = draft.isPreview ? 0.65 : 1;
-        to.drawImage(this.draftLayer.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0);
-        to.globalAlpha = 1;
-      }
+      this.toImageFrame(to);
+      to.imageSmoothingEnabled = this.view.scale < 3;
+      to.globalAlpha = draft.isPreview ? 0.65 : 1;
+      const seen = visibleBox(this.view, this.size, this.canvasSize);
+      copy(to, this.draftLayer.canvas, common(boxOf(draft.mask), seen));
+      to.globalAlpha = 1;
     }
     this.paintTools(to, draft);
   }
@@ -242,6 +243,11 @@ function context(canvas: HTMLCanvasElement): CanvasRenderingContext2D {
   const found = canvas.getContext("2d");
   if (!found) throw new Error("this browser gives no canvas to draw on");
   return found;
+}
+
+/** A part of a picture to its place in the image. A browser may scale all that it is given. */
+function copy(to: CanvasRenderingContext2D, picture: CanvasImageSource, { x0, y0, x1, y1 }: Box): void {
+  if (x1 > x0 && y1 > y0) to.drawImage(picture, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0);
 }
 
 function clear(to: CanvasRenderingContext2D): void {

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { dragBox, fit, inputSize, pan, pixelAt, toImage, toInput, toScreen, zoomAt } from "../src/geometry";
+import { dragBox, fit, inputSize, pan, pixelAt, toImage, toInput, toScreen, visibleBox, zoomAt } from "../src/geometry";
 
 const IMAGE = { width: 2250, height: 1500 };
 const CANVAS = { width: 900, height: 700 };
@@ -47,4 +47,10 @@ test("the input frame is the longest side's", () => {
   expect(inputSize(IMAGE, 1024)).toEqual({ width: 1024, height: 683 });
   expect(inputSize({ width: 1, height: 4000 }, 1024)).toEqual({ width: 1, height: 1024 });
   expect(toInput({ x: 1125, y: 1500 }, IMAGE, 1024)).toEqual([512, 683]);
+});
+
+test("only the pixels on the canvas are seen, those at its edge whole", () => {
+  expect(visibleBox(fit(IMAGE, CANVAS, 0), IMAGE, CANVAS)).toEqual({ x0: 0, y0: 0, x1: 2250, y1: 1500 });
+  const view = { scale: 10, x: -95, y: 50 };
+  expect(visibleBox(view, IMAGE, CANVAS)).toEqual({ x0: 9, y0: 0, x1: 100, y1: 65 });
 });
