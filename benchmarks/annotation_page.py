@@ -1,4 +1,4 @@
-"""The annotation page in Chromium: how soon the next image takes a click, and how smoothly it moves.
+"""The annotation page in Chromium: how soon the next image takes a click, how smoothly it moves.
 
     python -m benchmarks.annotation_page
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 from rich.console import Console
 
 from benchmarks.annotators import HEADER, server
@@ -88,28 +88,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
-        desk = waiting_desk(store, 2 * options.images + 2)
+        height, width = SIZE_HW
+        images = 2 * options.images + 2
+        config = CONFIG.format(images=images, height=height, width=width)
+        desk = waiting_desk(store, config)
         accounts = accounts_of(store)
         token = accounts.add("Ada", Role.ANNOTATOR)
         with server(folder, options.port) as url, sync_playwright() as playwright:
-            chromium = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"), args=FLAGS
-            )
+            browser = chromium(playwright)
             fill_first_image(url, accounts.add("Bob", Role.ANNOTATOR))
-            page = chromium.new_page(viewport={"width": 1600, "height": 1000})
+            page = browser.new_page(viewport={"width": 1600, "height": 1000})
             sign_in(page, f"{url}/?decoder={options.decoder}", token)
             report_frames(page)
             report_next(page, options.images, options.seconds)
-            chromium.close()
+            browser.close()
         desk.close()
 
 
-def waiting_desk(store: Store, images: int) -> Desk:
+def chromium(playwright: Playwright) -> Browser:
+    found = shutil.which("chromium")
+    if found is None:
+        raise SystemExit("no chromium on the PATH: apt-get install chromium")
+    return playwright.chromium.launch(executable_path=found, args=FLAGS)
+
+
+def waiting_desk(store: Store, config: str) -> Desk:
     """The desk of a run, which waits for people in a thread until this process ends."""
-    height, width = SIZE_HW
-    config = parse_config(CONFIG.format(images=images, height=height, width=width), "benchmark")
     quiet = Progress(Console(file=StringIO()))
-    run = Thread(target=run_rounds, args=(store, config, quiet, LocalMachines()), daemon=True)
+    work = (store, parse_config(config, "benchmark"), quiet, LocalMachines())
+    run = Thread(target=run_rounds, args=work, daemon=True)
     run.start()
     while run.is_alive():
         try:

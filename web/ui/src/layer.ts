@@ -16,11 +16,13 @@ export interface LayerMask {
 /** How masks are shown; `uncovered` darkens everything that has a mask. */
 export type Show = "filled" | "outlines" | "uncovered";
 
-const FILL_ALPHA = 110;
+const FILL_ALPHA = 90;
 const COVERED = pack([14, 17, 22], 236);
+/** Within the outline, so that it stands out from a ground of its own colour. */
+const INK = pack([12, 15, 20], 170);
 const STRIPE_PIXELS = 8;
 
-/** Of each mask and thickness once: outlines are what takes time. */
+/** Of each mask once: 1 on its outline, 2 on the ink within. They are what takes time. */
 const outlines = new WeakMap<Mask, Uint8Array>();
 
 function pack([red, green, blue]: Colour, alpha: number): number {
@@ -57,7 +59,7 @@ export function drawMasks(
       for (let x = x0; x < x1; x++) {
         if (!mask.bits[from + x]) continue;
         if (show === "uncovered") pixels[to + x] = COVERED;
-        else if (edge[from + x]) pixels[to + x] = line;
+        else if (edge[from + x]) pixels[to + x] = edge[from + x] === 1 ? line : INK;
         else if (fill) pixels[to + x] = striped && ((x + y) / STRIPE_PIXELS) & 1 ? gap : fill;
       }
     }
@@ -102,7 +104,10 @@ function sameColour(a: LayerMask, b: LayerMask): boolean {
 }
 
 function edgeOf(mask: Mask, thickness: number): Uint8Array {
-  let edge = outlines.get(mask);
-  if (!edge) outlines.set(mask, (edge = outline(mask, thickness)));
+  const known = outlines.get(mask);
+  if (known) return known;
+  const [line, withInk] = [outline(mask, thickness), outline(mask, 2 * thickness)];
+  const edge = withInk.map((isEdge, at) => (line[at] ? 1 : 2 * isEdge));
+  outlines.set(mask, edge);
   return edge;
 }

@@ -16,14 +16,16 @@ test("only what changes is drawn again", () => {
 });
 
 test("a mask is filled, outlined or darkened, also when only a part of it is drawn", () => {
-  const pixels = new Uint32Array(9);
-  const box = { x0: 2, y0: 2, x1: 5, y1: 5 }; // the mask's centre is the first pixel
-  drawMasks([item("a")], box, "filled", 1, pixels);
-  expect(pixels[0]).toBe(((110 << 24) | 255) >>> 0);
-  expect(pixels[1]).toBe(((255 << 24) | 255) >>> 0);
-  expect(pixels[2]).toBe(0);
-  drawMasks([item("a")], box, "outlines", 1, pixels);
-  expect([pixels[0], pixels[1] > 0]).toEqual([0, true]);
-  drawMasks([item("a")], box, "uncovered", 1, pixels);
-  expect(pixels[0]).toBe(pixels[1]);
+  const large = item("a", maskOf(Array(7).fill("#######"), { x: 1, y: 1 }));
+  const pixels = new Uint32Array(25);
+  const box = { x0: 4, y0: 4, x1: 9, y1: 9 }; // the mask's centre is the first pixel
+  const row = (): number[] => [...pixels.slice(0, 5)];
+  const [fill, ink, line] = [((90 << 24) | 255) >>> 0, expect.any(Number), ((255 << 24) | 255) >>> 0];
+  drawMasks([large], box, "filled", 1, pixels);
+  expect(row()).toEqual([fill, fill, ink, line, 0]);
+  expect([fill, line, 0]).not.toContain(pixels[2]); // ink lies within the line
+  drawMasks([{ ...large, mask: { ...large.mask } }], box, "outlines", 1, pixels);
+  expect(row()).toEqual([0, 0, ink, line, 0]);
+  drawMasks([large], box, "uncovered", 1, pixels);
+  expect(new Set(row().slice(0, 4)).size).toBe(1);
 });

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { area, contains, EMPTY, isEmpty, outline, strokeMask, subtract, trim, union } from "../src/mask";
+import { area, common, contains, EMPTY, isEmpty, outline, strokeMask, subtract, trim, union } from "../src/mask";
 import { maskOf, randomMask, seeded, whole } from "./random";
 
 const SIZE = { width: 23, height: 17 };
@@ -41,4 +41,11 @@ test("a dab of the brush is a disc, a stroke a band, and neither leaves the imag
   const corner = strokeMask([{ x: -1, y: -1 }, { x: 1, y: 1 }], 3, SIZE);
   expect([corner.x, corner.y]).toEqual([0, 0]);
   expect(strokeMask([{ x: -9, y: -9 }], 3, SIZE)).toBe(EMPTY);
+});
+
+test("boxes that share nothing have nothing in common", () => {
+  const box = { x0: 2, y0: 3, x1: 10, y1: 9 };
+  expect(common(box, { x0: 5, y0: 0, x1: 20, y1: 5 })).toEqual({ x0: 5, y0: 3, x1: 10, y1: 5 });
+  const { x0, y0, x1, y1 } = common(box, { x0: 15, y0: 20, x1: 30, y1: 30 });
+  expect([x1 - x0, y1 - y0]).toEqual([0, 0]);
 });
