@@ -2,8 +2,8 @@
 
     python -m benchmarks.page_pictures docs
 
-Needs what `benchmarks.annotation_page` needs. Written: annotate.png (stage one, with a mask in the
-making), stage_two.png (locked masks), review.png and dashboard.png.
+Needs what `benchmarks.annotation_page` needs. Written: annotate.jpg (stage one, with a mask in the
+making), stage_two.jpg (locked masks), review.jpg and dashboard.jpg.
 """
 
 import argparse
@@ -37,11 +37,11 @@ sources:
   - {kind: scenes, name: scenes, count: 4}
   - {kind: skimage, name: photographs, files: [astronaut.png]}
 corpus: {held_out_fraction: 0}
-retraining: {detector_training: {steps: 60, batch_images: 2}}
+retraining: {detector_training: {steps: 150, batch_images: 2}}
 semi_automatic:
   detector_score_thresh: 0
   max_boxes: 8
-  filters: {pred_iou_thresh: 0.36, stability_score_thresh: 0.2}
+  filters: {pred_iou_thresh: 0.3, stability_score_thresh: 0.3}
 rounds:
   - {stage: assisted_manual, source: scenes, retrain: false}
   - {stage: semi_automatic, source: photographs, annotator: people, retrain: false}
@@ -79,17 +79,17 @@ def picture_stage_one(browser: Browser, pictures: Path, port: int) -> None:
                 draw(ada, prompt)
                 accept(ada)
             draw(ada, COLLAR)
-            ada.screenshot(path=pictures / "annotate.png")
+            ada.screenshot(path=pictures / "annotate.jpg", quality=88)
             accept(ada)
             ada.keyboard.press("Control+Enter")
             ada.wait_for_selector('[data-unsaved="0"]')
             grace = arrive(browser, f"{url}/#review", tokens["Grace"])
-            grace.screenshot(path=pictures / "review.png")
+            grace.screenshot(path=pictures / "review.jpg", quality=88)
             grace.goto(f"{url}/#dashboard")
             grace.reload()
             grace.wait_for_load_state("networkidle")
             grace.wait_for_timeout(1000)
-            grace.screenshot(path=pictures / "dashboard.png")
+            grace.screenshot(path=pictures / "dashboard.jpg", quality=88)
         desk.close()
 
 
@@ -102,7 +102,7 @@ def picture_stage_two(browser: Browser, pictures: Path, port: int) -> None:
             ada = arrive(browser, url, token)
             draw(ada, SLEEVE)
             accept(ada)
-            ada.screenshot(path=pictures / "stage_two.png")
+            ada.screenshot(path=pictures / "stage_two.jpg", quality=88)
         desk.close()
 
 
