@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
-from person import Arrive, Person
+from person import SECONDS, Arrive, Person
 from waiting_rounds import STAGE_ONE, STAGE_TWO, WaitingRound, waiting_round
 from web.app import STATIC
 
@@ -31,6 +31,7 @@ def browser() -> Iterator[Browser]:
         _leave_out("no chromium on the PATH: apt-get install chromium")
     if not (STATIC / "index.html").is_file():
         _leave_out("the page is not built: make ui")
+    expect.set_options(timeout=1000 * SECONDS)
     flags = FLAGS + (["--no-sandbox"] if os.geteuid() == 0 else [])
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=chromium, args=flags)
