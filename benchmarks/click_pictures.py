@@ -35,18 +35,18 @@ class Click:
 
 
 GOOD = (
-    Click("astronaut.png", "face", 215, 110),
-    Click("coffee.png", "coffee in the cup", 290, 140),
-    Click("chelsea.png", "eye", 172, 116),
+    Click("astronaut.png", "head", 215, 110),
+    Click("coffee.png", "inside of the cup", 290, 140),
+    Click("rocket.jpg", "sky", 200, 60),
     Click("motorcycle_left.png", "tank", 420, 215),
-    Click("camera.png", "coat", 130, 330),
+    Click("chelsea.png", "iris", 172, 116),
 )
 BAD = (
     Click("astronaut.png", "spacesuit", 250, 330),
-    Click("rocket.jpg", "sky", 200, 60),
     Click("coffee.png", "saucer", 120, 260),
-    Click("chelsea.png", "head", 180, 200),
+    Click("camera.png", "coat", 130, 330),
     Click("camera.png", "tripod", 295, 420),
+    Click("chelsea.png", "head", 180, 200),
 )
 
 
