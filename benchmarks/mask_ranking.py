@@ -96,7 +96,9 @@ def ranking(score: Values, quality: Values) -> dict[str, float]:
     above = rankdata(score)[good].sum() - num_good * (num_good + 1) / 2
     best = np.argsort(-score, kind="stable")[: max(1, len(score) // 10)]
     figures = {
-        "correlation": np.corrcoef(score, quality)[0, 1],
+        "correlation": np.corrcoef(score, quality)[0, 1]
+        if np.ptp(score) and np.ptp(quality)
+        else 0.0,
         "auc": above / max(1, num_good * num_bad),
         "good_among_best_tenth": good[best].mean(),
     }

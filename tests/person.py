@@ -115,6 +115,15 @@ class Person:
             self.page.keyboard.up(key)
         self.wait_until_answered()
 
+    def pick(self, thing: Thing) -> None:
+        """Click its middle and choose whole, part or subpart: the one of its size."""
+        self.click(thing.middle)
+        sizes = {}
+        for key in "123":
+            self.press(key)
+            sizes[key] = int(self.status.removeprefix("Mask of ").split()[0])
+        self.press(min(sizes, key=lambda key: abs(sizes[key] - int(thing.mask.sum()))))
+
     def drag(self, pixels: Sequence[tuple[int, int]]) -> None:
         """Over the pixels, in some steps, with the button held."""
         self.move(pixels[0])

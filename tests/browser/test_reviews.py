@@ -124,15 +124,15 @@ def test_a_reviewer_corrects_deletes_and_adds(
     rae.wait_for_image()
     assert rae.file_name == name
     assert rae.accepted == 2
-    rae.page.get_by_role("button", name="Edit mask 1").click()
+    rae.page.get_by_role("button", name="Edit mask 1", exact=True).click()
     rae.wait_until_answered()
     rae.press("e", "]", "]", "]", "]")
     rae.drag([(2, 4), (477, 4)])
     rae.press("Enter")
     rae.wait_until_saved()
-    rae.page.get_by_role("button", name="Delete mask 2").click()
+    rae.page.get_by_role("button", name="Delete mask 2", exact=True).click()
     rae.press("p")
-    rae.click(things_of(0)["kite"].middle)
+    rae.pick(things_of(0)["kite"])
     rae.press("Enter")
     rae.wait_until_saved()
     verdict(rae, "good, as I leave it")
@@ -226,7 +226,7 @@ def test_automatic_masks_are_audited_by_click_and_eraser(open_at: OpenAt, tmp_pa
         page = rae.page
         assert rae.accepted == len(record.masks) > 1
         for number in (1, 2):
-            page.get_by_role("button", name=f"Edit mask {number}").click()
+            page.get_by_role("button", name=f"Edit mask {number}", exact=True).click()
             rae.wait_until_answered()
             left, top, width, height = record.masks[number - 1].bbox
             middle = (int(left + width / 2), int(top + height / 2))
