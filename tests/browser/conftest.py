@@ -24,7 +24,7 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -45,7 +45,7 @@ def _leave_out(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served_stage_one(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WaitingRound]:
@@ -60,7 +60,7 @@ def stage_one(served_stage_one: WaitingRound) -> WaitingRound:
     return served_stage_one
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served_stage_two(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WaitingRound]:
