@@ -5,9 +5,9 @@ this engine knows more: which stage, round, annotator and checkpoint made the ma
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 
 class Record(BaseModel):
@@ -45,6 +45,9 @@ class ImageStatus(StrEnum):
     """Every attempt to work on this image, alone, ended a worker or raised."""
 
 
+Seconds = Annotated[FiniteFloat, Field(ge=0)]
+
+
 class Rle(Record):
     """COCO's compressed run-length encoding, columns first."""
 
@@ -57,15 +60,15 @@ class Interaction(Record):
     """One action of an annotator and the mask it led to, so that a log replays to the same mask."""
 
     kind: Literal["point", "box", "brush"]
-    coords: tuple[float, ...]
+    coords: tuple[FiniteFloat, ...]
     """point: (x, y); box: (x0, y0, x1, y1); brush: the box of the touched pixels. Image pixels."""
-    label: int
+    label: Literal[0, 1]
     """1 adds to the mask, 0 removes from it."""
     output: int | None
     """Which of the model's outputs was chosen: 0, 1, 2; None after a brush."""
-    seconds: float
+    seconds: Seconds
     """Active time this action took."""
-    predicted_iou: float | None
+    predicted_iou: FiniteFloat | None
     """The model's own estimate of its answer; None after a brush, which asks no model."""
     answer: Rle
     """The mask after this action."""
@@ -106,9 +109,9 @@ class DraftMask(Record):
     """A mask that an annotator has accepted, as it is kept until its image is handed in."""
 
     segmentation: Rle
-    predicted_iou: float
-    stability_score: float
-    seconds: float
+    predicted_iou: FiniteFloat
+    stability_score: FiniteFloat
+    seconds: Seconds
     interactions: tuple[Interaction, ...]
 
 

@@ -1,6 +1,7 @@
 """The annotation server over HTTP, as the page uses it and as an attacker would."""
 
 import base64
+import json
 import time
 import uuid
 from pathlib import Path
@@ -272,11 +273,11 @@ BAD_MASKS = {
     "too short": drawn(segmentation={"size": [SIDE, SIDE], "counts": "5"}),
     "overflowing": drawn(segmentation={"size": [SIDE, SIDE], "counts": "ooooooooooo0"}),
     "empty counts": drawn(segmentation={"size": [SIDE, SIDE], "counts": ""}),
-    "a bad answer": drawn(
-        interactions=[drawn()["interactions"][0] | {"answer": rle() | {"counts": "z"}}]
-    ),
+    "a bad answer": drawn(interactions=[CLICK | {"answer": rle() | {"counts": "z"}}]),
     "an unknown field": drawn(role="manager"),
     "no number": drawn(seconds="long"),
+    "less than no time": drawn(seconds=-1),
+    "a click that neither adds nor removes": drawn(interactions=[CLICK | {"label": 7}]),
 }
 
 
@@ -285,6 +286,13 @@ def test_what_is_no_mask_is_refused_and_changes_nothing(office: Office) -> None:
     task = claim(client)
     for name, mask in BAD_MASKS.items():
         assert save(client, task, mask) == 422, name
+    # Python reads these, though JSON has no such numbers; one of them would spoil every mean.
+    for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        body = json.dumps({"lease": task["lease"], "mask": drawn(predicted_iou=0.125)})
+        url = f"/api/tasks/{task['task_id']}/masks/{uuid.uuid4().hex}"
+        as_json = {"Content-Type": "application/json"}
+        answer = client.put(url, content=body.replace("0.125", number), headers=as_json)
+        assert answer.status_code == 422, number
     assert office.desk.saved(task["task_id"]) == ()
 
 
