@@ -48,6 +48,7 @@ export class PageBackend implements Backend {
       this.calls.delete(data.id);
     };
     worker.onerror = (event) => {
+      worker.terminate();
       for (const id of [...this.calls.keys()]) this.fail(id, event.message || "the worker did not start");
       this.worker = null;
     };

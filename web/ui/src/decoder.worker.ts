@@ -31,6 +31,8 @@ const decoders = new Map<string, Promise<ort.InferenceSession>>();
 /** By checkpoint and image: of the task in work and of the one fetched ahead. */
 const fetched = new Map<string, Promise<ArrayBuffer>>();
 let opened: { imageId: string; decoder: ort.InferenceSession; embedding: ort.Tensor } | null = null;
+/** Id of the request to open an image that came last. */
+let lastOpen = -1;
 
 self.onmessage = async ({ data }: MessageEvent<WorkerRequest>) => {
   let reply: WorkerReply;
@@ -49,7 +51,9 @@ async function prepare(request: Named): Promise<object> {
 }
 
 async function open(request: Extract<WorkerRequest, { kind: "open" }>): Promise<object> {
+  lastOpen = request.id;
   const [decoder, halves] = await Promise.all([decoderOf(request), halvesOf(request)]);
+  if (request.id !== lastOpen) return {}; // another image was opened meanwhile
   const values = halvesToFloats(new Uint16Array(halves));
   opened?.embedding.dispose();
   const embedding = new ort.Tensor("float32", values, [1, ...request.embeddingShape]);

@@ -38,11 +38,13 @@ export class Drawing {
   private turn: Promise<void> = Promise.resolve();
   private untouched: readonly unknown[] = [];
   private hovered: { pixel: Point; answer: Answer | null } | null = null;
+  /** How often the mask in the making was dropped, and with it what still waited for the model. */
+  private drops = 0;
 
   /** `clock`: active seconds, of any origin. `isOpen`: whether the image may still be worked on. */
   constructor(
     private readonly task: Task,
-    private readonly decoder: Decoder,
+    private readonly decoder: Pick<Decoder, "ask" | "hover" | "dropHover">,
     private readonly clock: () => number,
     private readonly isOpen: () => boolean,
     private readonly voice: Voice,
@@ -55,33 +57,39 @@ export class Drawing {
 
   /** It was neither accepted nor dropped. */
   get isTouched(): boolean {
-    return this.session.actions !== this.untouched && this.session.actions.length > 0;
+    const { untouched, session: { actions } } = this;
+    return actions !== untouched && (actions.length > 0 || untouched.length > 0);
   }
 
-  /** A new, empty mask; the tool stays armed. */
+  /** A new, empty mask; the tool stays armed, and clicks that wait for the model are the new mask's. */
   begin(): void {
     this.use(this.emptySession(), null);
-    this.waitingClicks = [];
     this.stopHover();
   }
 
-  /** Takes up an accepted mask where its log ends. */
-  resume({ id, payload, base }: AcceptedMask): void {
+  /** A new, empty mask; what still waits for the model is forgotten. */
+  drop(): void {
+    this.drops++;
+    this.waitingClicks = [];
+    this.begin();
+  }
+
+  /** Takes up an accepted mask where its log ends, unless that is dropped meanwhile. */
+  async resume({ id, payload, base }: AcceptedMask): Promise<void> {
+    const { drops } = this;
     this.stopHover();
-    void this.inTurn(async () => {
-      const empty = new MaskSession(id, this.size, this.upscale, this.ask, this.clock, payload.seconds);
-      this.use(await MaskSession.resume(payload, empty, base), id);
-      this.describe("Taken up again. ");
-    });
+    const empty = new MaskSession(id, this.size, this.upscale, this.ask, this.clock, payload.seconds);
+    const session = await MaskSession.resume(payload, empty, base);
+    if (drops !== this.drops) return;
+    this.use(session, id);
+    this.describe("Taken up again. ");
   }
 
   click(pixel: Point, label: number): void {
     if (!this.isOpen()) return;
-    const session = this.session;
     const waiting = { ...pixel, label };
     this.waitingClicks = [...this.waitingClicks, waiting];
-    const answered = this.inTurn(async () => {
-      if (session !== this.session) return;
+    const answered = this.unlessDropped(async (session) => {
       const isKnown = label === 1 && session.isEmpty && samePixel(this.hovered?.pixel, pixel);
       await session.click(pixel, label, isKnown ? (this.hovered?.answer ?? null) : null);
       this.describe();
@@ -94,9 +102,7 @@ export class Drawing {
 
   dragBox(box: readonly number[]): void {
     if (!this.isOpen()) return;
-    const session = this.session;
-    void this.inTurn(async () => {
-      if (session !== this.session) return;
+    void this.unlessDropped(async (session) => {
       await session.dragBox(box);
       this.stopHover();
       this.describe();
@@ -106,10 +112,8 @@ export class Drawing {
   /** `points`: image places; `radius`: image pixels. */
   stroke(points: readonly Point[], radius: number, label: number): void {
     if (!this.isOpen()) return;
-    const session = this.session;
     const mask = strokeMask(points, radius, this.size);
-    void this.inTurn(async () => {
-      if (session !== this.session) return;
+    void this.unlessDropped(async (session) => {
       if (session.predictedIou === null) {
         this.voice.say("Click the object or draw a box around it first; strokes then correct the model's answer.");
       } else if (session.brush(mask, label)) {
@@ -162,12 +166,20 @@ export class Drawing {
     this.voice.changed();
     this.turn = this.turn
       .then(() => (this.isOpen() ? action() : undefined))
-      .catch((error) => this.voice.say(`No answer from the model: ${(error as Error).message}`, true))
+      .catch((error) => this.voice.say(`No answer from the model; try again. (${(error as Error).message})`, true))
       .finally(() => {
         this.busy--;
         this.voice.changed();
       });
     return this.turn;
+  }
+
+  /** In turn, to the mask that is in the making then. */
+  private unlessDropped(action: (session: MaskSession) => Promise<void>): Promise<void> {
+    const { drops } = this;
+    return this.inTurn(async () => {
+      if (drops === this.drops) await action(this.session);
+    });
   }
 
   /** Tells the annotator what the mask is now. */

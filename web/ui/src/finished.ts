@@ -28,7 +28,8 @@ export class FinishedMasks {
   readonly locked: readonly LockedMask[];
   /** Ids of locked masks that were called wrong. */
   flagged: ReadonlySet<string>;
-  private lastDeleted: AcceptedMask | null = null;
+  /** The last one last. */
+  private deleted: readonly AcceptedMask[] = [];
   private nextColour = 0;
 
   /** `unsaved`: changes of an earlier visit that never reached the server. */
@@ -43,7 +44,7 @@ export class FinishedMasks {
       else if (change.kind === "delete") this.delete(change.id);
       else this.flag(change.id, change.flagged);
     }
-    this.lastDeleted = null;
+    this.deleted = [];
   }
 
   find(id: string | null): AcceptedMask | undefined {
@@ -58,16 +59,18 @@ export class FinishedMasks {
   }
 
   delete(id: string): void {
-    this.lastDeleted = this.find(id) ?? this.lastDeleted;
+    const found = this.find(id);
+    if (!found) return;
+    this.deleted = [...this.deleted, found];
     this.accepted = this.accepted.filter((accepted) => accepted.id !== id);
   }
 
   /** The mask that was deleted last is back; null when there is none. */
   bringBack(): AcceptedMask | null {
-    const deleted = this.lastDeleted;
-    if (deleted) this.put({ ...deleted, refused: null });
-    this.lastDeleted = null;
-    return deleted;
+    const last = this.deleted.at(-1) ?? null;
+    if (last) this.put({ ...last, refused: null });
+    this.deleted = this.deleted.slice(0, -1);
+    return last;
   }
 
   flag(id: string, isWrong: boolean): void {

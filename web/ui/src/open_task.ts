@@ -26,7 +26,7 @@ export class OpenTask {
     readonly task: Task,
     readonly image: ImageBitmap | null,
     unsaved: readonly Change[],
-    decoder: Decoder,
+    decoder: Pick<Decoder, "ask" | "hover" | "dropHover">,
     private readonly hooks: TaskHooks,
   ) {
     this.finished = new FinishedMasks(task, unsaved);
@@ -68,7 +68,7 @@ export class OpenTask {
     });
   }
 
-  /** The last click, box or stroke; without any, the mask that was deleted last is back. */
+  /** The last click, box or stroke; without any, the mask that was deleted last comes back. */
   undo(): void {
     const { drawing, finished, hooks } = this;
     void drawing.inTurn(async () => {
@@ -83,30 +83,35 @@ export class OpenTask {
   /** Drops the mask in the making. */
   clear(): void {
     const { editing, isTouched } = this.drawing;
-    this.drawing.begin();
+    this.drawing.drop();
     this.hooks.say(editing ? "The mask stays as it was saved." : isTouched ? "Dropped." : "");
   }
 
-  /** The smallest accepted mask here is taken up again. */
-  selectAt(place: Point): void {
+  /** The smallest accepted mask here is taken up again. False when there is none. */
+  selectAt(place: Point): boolean {
     const found = smallestAt(this.finished.accepted, place);
     if (found) this.edit(found.id);
     else this.hooks.say("No accepted mask is here.");
+    return found !== null;
   }
 
   edit(id: string): void {
-    const accepted = this.finished.find(id);
-    if (!accepted || !this.canDraw || this.drawing.editing === id) return;
-    if (this.drawing.isTouched) {
-      return this.hooks.say("A mask is in the making: accept it with Enter or drop it with Esc first.", true);
-    }
-    this.drawing.resume(accepted);
+    const { drawing, finished, hooks } = this;
+    void drawing.inTurn(async () => {
+      const accepted = finished.find(id);
+      if (!accepted || drawing.editing === id) return;
+      if (drawing.isTouched) {
+        return hooks.say("A mask is in the making: accept it with Enter or drop it with Esc first.", true);
+      }
+      await drawing.resume(accepted);
+      if (!finished.find(id)) drawing.drop(); // it was deleted meanwhile
+    });
   }
 
   deleteMask(id: string | null = this.drawing.editing): void {
     const found = this.finished.find(id);
     if (!found || !this.hooks.isOpen()) return this.hooks.say("No accepted mask is taken up.");
-    if (this.drawing.editing === found.id) this.drawing.begin();
+    if (this.drawing.editing === found.id) this.drawing.drop();
     this.finished.delete(found.id);
     this.hooks.save({ kind: "delete", id: found.id });
     this.hooks.say("Deleted. Ctrl+Z brings it back.");

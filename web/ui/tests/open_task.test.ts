@@ -1,0 +1,137 @@
+import { beforeEach, expect, test } from "vitest";
+import type { Task } from "../src/api";
+import { OpenTask } from "../src/open_task";
+import type { Answer, ModelPrompt } from "../src/prompt";
+import type { Change } from "../src/saving";
+
+const SIDE = 8;
+const TASK = {
+  task_id: 1, kind: "annotate", width: 32, height: 32, image_size: 4 * SIDE, max_mask_seconds: 60,
+  masks: [], prefilled: [], flagged: [],
+} as unknown as Task;
+
+/** The decoder's answers come when `answer` is called; every output is a row of cells, at the prompt's height. */
+let asked: { prompt: ModelPrompt; answer: () => void }[];
+let saved: Change[];
+let said: string;
+let open: OpenTask;
+
+function answerTo({ pointCoords: [[, y]] }: ModelPrompt): Answer {
+  const row = Math.floor(y / 4);
+  const cells = Array.from({ length: 4 * SIDE * SIDE }, (_, at) => (Math.floor(at / SIDE) % SIDE === row ? 10 : -10));
+  return { lowResMasks: Float32Array.from(cells), predictedIou: [0.8, 0.7, 0.9, 0.8] };
+}
+
+const settled = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 0));
+
+async function answered(): Promise<void> {
+  await settled();
+  while (asked.length) {
+    asked.shift()?.answer();
+    await settled();
+  }
+}
+
+/** Of each mask that was sent: its clicks. */
+const clicks = (): number[][][] =>
+  saved.map((change) => (change.kind === "save" ? change.mask.interactions.map(({ coords }) => coords) : []));
+
+beforeEach(() => {
+  asked = [];
+  saved = [];
+  const decoder = {
+    ask: (prompt: ModelPrompt) =>
+      new Promise<Answer>((resolve) => asked.push({ prompt, answer: () => resolve(answerTo(prompt)) })),
+    hover: async () => null,
+    dropHover: () => {},
+  };
+  open = new OpenTask(TASK, {} as ImageBitmap, [], decoder, {
+    say: (message) => void (said = message),
+    changed: () => {},
+    save: (change) => void saved.push(change),
+    isOpen: () => true,
+  });
+});
+
+test("a click on the next object counts although the mask before is not answered yet", async () => {
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.accept();
+  open.drawing.click({ x: 5, y: 20 }, 1);
+  open.accept();
+  expect(open.drawing.waitingClicks.length).toBe(2);
+  await answered();
+  expect(clicks()).toEqual([[[5, 6]], [[5, 20]]]);
+  expect(open.drawing.waitingClicks.length).toBe(0);
+});
+
+test("what waits for the model is dropped with the mask in the making, and nothing after it", async () => {
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.drawing.click({ x: 9, y: 6 }, 0);
+  open.clear();
+  expect(open.drawing.waitingClicks.length).toBe(0);
+  open.drawing.click({ x: 5, y: 20 }, 1);
+  open.accept();
+  await answered();
+  expect(clicks()).toEqual([[[5, 20]]]);
+});
+
+test("a mask is not taken up over one whose click is not answered yet", async () => {
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.accept();
+  await answered();
+  const [{ id }] = open.finished.accepted;
+  open.drawing.click({ x: 5, y: 20 }, 1);
+  open.edit(id);
+  await answered();
+  expect(said).toContain("accept it with Enter or drop it");
+  expect(open.drawing.editing).toBeNull();
+  expect(open.drawing.isTouched).toBe(true);
+});
+
+test("a mask that is deleted or let go while it is taken up stays so", async () => {
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.accept();
+  await answered();
+  const [{ id }] = open.finished.accepted;
+  open.edit(id);
+  await settled();
+  open.clear();
+  await answered();
+  expect(open.drawing.editing).toBeNull();
+  open.edit(id);
+  await settled();
+  open.deleteMask(id);
+  await answered();
+  expect(open.drawing.editing).toBeNull();
+  expect(open.finished.accepted).toEqual([]);
+});
+
+test("a mask taken up and undone to nothing is neither accepted nor dropped", async () => {
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.accept();
+  await answered();
+  open.edit(open.finished.accepted[0].id);
+  await answered();
+  expect(open.drawing.isTouched).toBe(false);
+  open.undo();
+  await answered();
+  expect(open.drawing.isTouched).toBe(true);
+});
+
+test("deleted masks come back one after the other, the last one first", async () => {
+  for (const y of [6, 20]) {
+    open.drawing.click({ x: 5, y }, 1);
+    open.accept();
+  }
+  await answered();
+  const [first, second] = open.finished.accepted.map(({ id }) => id);
+  open.deleteMask(first);
+  open.deleteMask(second);
+  open.undo();
+  open.undo();
+  await answered();
+  expect(open.finished.accepted.map(({ id }) => id)).toEqual([second, first]);
+  expect(saved.slice(2).map(({ kind, id }) => [kind, id])).toEqual([
+    ["delete", first], ["delete", second], ["save", second], ["save", first],
+  ]);
+});
