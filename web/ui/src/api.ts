@@ -85,6 +85,15 @@ export class Refused extends Error {
 /** The server was not reached, or could not answer; the same request may succeed later. */
 export class Unreached extends Error {}
 
+/** A silent server is not waited for any longer; an image may come over a slow line. */
+const ANSWER_MILLISECONDS = 30_000;
+const IMAGE_MILLISECONDS = 300_000;
+
+interface Reply {
+  status: number;
+  content: Blob;
+}
+
 export class Api {
   /** Called whenever the server no longer knows who this is. */
   onSignedOut: () => void = () => {};
@@ -98,11 +107,11 @@ export class Api {
   }
 
   async me(): Promise<Me> {
-    return (await this.send("GET", "/api/me")).json();
+    return json(await this.send("GET", "/api/me"));
   }
 
   async progress(kind: TaskKind): Promise<Progress> {
-    return (await this.send("GET", `/api/progress?kind=${kind}`)).json();
+    return json(await this.send("GET", `/api/progress?kind=${kind}`));
   }
 
   /**
@@ -110,14 +119,14 @@ export class Api {
    * `ahead`: for later; there is none when few are left.
    */
   async claim(kind: TaskKind, holding: number[] | null, ahead: boolean): Promise<Task | null> {
-    const response = await this.send("POST", "/api/tasks/claim", { kind, holding, ahead });
-    return response.status === 204 ? null : response.json();
+    const reply = await this.send("POST", "/api/tasks/claim", { kind, holding, ahead });
+    return reply.status === 204 ? null : json(reply);
   }
 
   /** Seconds until the lease ends. */
   async renew(task: Task): Promise<number> {
-    const response = await this.send("POST", `${taskPath(task.task_id)}/renew`, { lease: task.lease });
-    return (await response.json()).expires_in;
+    const reply = await this.send("POST", `${taskPath(task.task_id)}/renew`, { lease: task.lease });
+    return (await json<{ expires_in: number }>(reply)).expires_in;
   }
 
   async saveMask(taskId: Task["task_id"], lease: string, maskId: string, mask: MaskPayload): Promise<void> {
@@ -151,29 +160,32 @@ export class Api {
   }
 
   async dashboard(): Promise<DashboardFigures> {
-    return (await this.send("GET", "/api/dashboard")).json();
+    return json(await this.send("GET", "/api/dashboard"));
   }
 
   async image(imageId: Task["image_id"]): Promise<Blob> {
-    return (await this.send("GET", `/api/images/${encodeURIComponent(imageId)}`)).blob();
+    return (await this.send("GET", `/api/images/${encodeURIComponent(imageId)}`)).content;
   }
 
   async decode(imageId: Task["image_id"], prompt: ModelPrompt): Promise<Answer> {
-    const response = await this.send("POST", "/api/decode", {
+    const reply = await this.send("POST", "/api/decode", {
       image_id: imageId,
       point_coords: prompt.pointCoords,
       point_labels: prompt.pointLabels,
       mask_input: prompt.maskInput && bytesToBase64(new Uint8Array(floatsToHalves(prompt.maskInput).buffer)),
     });
-    const { low_res_masks, predicted_iou } = await response.json();
+    const { low_res_masks, predicted_iou } = await json<{ low_res_masks: string; predicted_iou: number[] }>(reply);
     return {
       lowResMasks: halvesToFloats(new Uint16Array(base64ToBytes(low_res_masks).buffer)),
       predictedIou: predicted_iou,
     };
   }
 
-  private async send(method: string, path: string, body?: unknown, keepalive = false): Promise<Response> {
+  /** The whole answer: a line that breaks in the middle of it is a server not reached. */
+  private async send(method: string, path: string, body?: unknown, keepalive = false): Promise<Reply> {
+    const milliseconds = path.startsWith("/api/images/") ? IMAGE_MILLISECONDS : ANSWER_MILLISECONDS;
     let response: Response;
+    let content: Blob;
     try {
       response = await fetch(path, {
         method,
@@ -182,15 +194,18 @@ export class Api {
         headers:
           method === "GET" ? {} : { "X-SA-Engine": "1", "Content-Type": "application/json" },
         body: body === undefined ? undefined : JSON.stringify(body),
+        signal: AbortSignal.timeout(milliseconds),
       });
+      content = await response.blob();
     } catch {
       throw new Unreached("the server cannot be reached");
     }
-    if (response.ok) return response;
-    const detail = await detailOf(response);
-    if (response.status >= 500 || response.status === 408 || response.status === 429) throw new Unreached(detail);
-    if (response.status === 401 && path !== "/api/login") this.onSignedOut();
-    throw new Refused(response.status, detail);
+    const { ok, status } = response;
+    if (ok) return { status, content };
+    const detail = await detailOf({ status, content });
+    if (status >= 500 || status === 408 || status === 429) throw new Unreached(detail);
+    if (status === 401 && path !== "/api/login") this.onSignedOut();
+    throw new Refused(status, detail);
   }
 }
 
@@ -198,11 +213,15 @@ function taskPath(taskId: Task["task_id"]): string {
   return `/api/tasks/${encodeURIComponent(taskId)}`;
 }
 
-async function detailOf(response: Response): Promise<string> {
+async function json<Value>({ content }: Reply): Promise<Value> {
+  return JSON.parse(await content.text());
+}
+
+async function detailOf(reply: Reply): Promise<string> {
   try {
-    const { detail } = await response.json();
+    const { detail } = await json<{ detail: unknown }>(reply);
     return typeof detail === "string" ? detail : JSON.stringify(detail);
   } catch {
-    return `the server answered ${response.status}`;
+    return `the server answered ${reply.status}`;
   }
 }

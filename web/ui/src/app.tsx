@@ -2,7 +2,8 @@
 
 import { useEffect, useMemo, useReducer, useRef, useState } from "preact/hooks";
 import { Api, type Me, Refused } from "./api";
-import { type CanvasControl, ImageCanvas } from "./canvas";
+import { ImageCanvas } from "./canvas";
+import type { CanvasControl } from "./canvas_control";
 import type { BackendName } from "./decoder";
 import { Dashboard } from "./dashboard";
 import { KeySheet, SkipDialog, VerdictDialog } from "./dialogs";
@@ -10,6 +11,7 @@ import { type Command, commandOf, isForElement } from "./keys";
 import { Login } from "./login";
 import { MaskList } from "./mask_list";
 import { type Mode, modeAt, modesOf } from "./modes";
+import type { OpenTask } from "./open_task";
 import { Header, StatusLine } from "./status";
 import { Toolbar } from "./toolbar";
 import { Workspace } from "./workspace";
@@ -78,27 +80,33 @@ export function App() {
 function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLeave: () => void }) {
   const { workspace } = props;
   const [, show] = useReducer((count: number) => count + 1, 0);
-  const [dialog, setDialog] = useState<"keys" | "skip" | "verdict" | null>(null);
+  const [dialog, setDialog] = useState<OpenDialog | null>(null);
   const control = useRef<CanvasControl | null>(null);
   useEffect(() => workspace.subscribe(() => show(undefined)), [workspace]);
   useEffect(() => {
     const onGone = (): void => workspace.abandon();
     const onOnline = (): void => workspace.goOn();
+    // A browser may bring back a page that went away, and gave its tasks back.
+    const onShown = ({ persisted }: PageTransitionEvent): void => (persisted ? location.reload() : undefined);
     window.addEventListener("pagehide", onGone);
     window.addEventListener("online", onOnline);
+    window.addEventListener("pageshow", onShown);
     return () => {
       window.removeEventListener("pagehide", onGone);
       window.removeEventListener("online", onOnline);
+      window.removeEventListener("pageshow", onShown);
     };
   }, [workspace]);
 
   function run(command: Command, isShift = false): void {
-    if (command === "help") return setDialog("keys");
+    if (command === "help") return setDialog({ name: "keys", about: null });
     const kind = workspace.current?.task.kind ?? "annotate";
     if (kind !== "annotate" && (command === "submit" || command === "skip")) {
-      return workspace.whenReady(() => setDialog("verdict"));
+      return workspace.whenReady((about) => setDialog({ name: "verdict", about }));
     }
-    if (command === "skip") return workspace.phase === "working" ? setDialog("skip") : undefined;
+    if (command === "skip") {
+      return workspace.phase === "working" ? setDialog({ name: "skip", about: workspace.current }) : undefined;
+    }
     if (!control.current?.run(command, isShift)) runCommand(workspace, command);
   }
 
@@ -150,17 +158,25 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
       </main>
       <MaskList workspace={workspace} />
       <StatusLine workspace={workspace} />
-      {dialog === "keys" && <KeySheet onClose={() => setDialog(null)} />}
-      {dialog === "skip" && <SkipDialog onClose={() => setDialog(null)} onSkip={(reason) => workspace.skip(reason)} />}
-      {dialog === "verdict" && workspace.current && (
-        <VerdictDialog
-          kind={workspace.current.task.kind}
-          onClose={() => setDialog(null)}
-          onVerdict={(verdict, note) => workspace.review(verdict, note)}
-        />
+      {dialog && (!dialog.about || dialog.about === workspace.current) && (
+        <DeskDialog workspace={workspace} name={dialog.name} onClose={() => setDialog(null)} />
       )}
     </div>
   );
+}
+
+/** `about`: the image that it asks about; once that is gone, so is the question. */
+interface OpenDialog {
+  name: "keys" | "skip" | "verdict";
+  about: OpenTask | null;
+}
+
+function DeskDialog(props: { workspace: Workspace; name: OpenDialog["name"]; onClose: () => void }) {
+  const { workspace, name, onClose } = props;
+  if (name === "keys") return <KeySheet onClose={onClose} />;
+  if (name === "skip") return <SkipDialog onClose={onClose} onSkip={(reason) => workspace.skip(reason)} />;
+  const kind = workspace.current?.task.kind ?? "review";
+  return <VerdictDialog kind={kind} onClose={onClose} onVerdict={(verdict, note) => workspace.review(verdict, note)} />;
 }
 
 /** Commands that a held key goes on giving. */

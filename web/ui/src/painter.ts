@@ -42,6 +42,8 @@ export class Painter {
   private image: ImageBitmap | null = null;
   private size: Size = { width: 1, height: 1 };
   private canvasSize: Size = { width: 1, height: 1 };
+  /** Device pixels for each of the page. */
+  private ratio = 1;
   private view: View = { scale: 1, x: 0, y: 0 };
   private draft: Draft | null = null;
   private show: Show = "filled";
@@ -57,9 +59,9 @@ export class Painter {
     this.above = context(aboveCanvas);
   }
 
-  resize(size: Size): void {
+  resize(size: Size, ratio: number): void {
     this.canvasSize = size;
-    const ratio = window.devicePixelRatio || 1;
+    this.ratio = ratio;
     for (const canvas of [this.belowCanvas, this.aboveCanvas]) {
       canvas.width = Math.max(1, Math.round(size.width * ratio));
       canvas.height = Math.max(1, Math.round(size.height * ratio));
@@ -200,8 +202,7 @@ export class Painter {
   }
 
   private toImageFrame(to: CanvasRenderingContext2D): void {
-    const ratio = window.devicePixelRatio || 1;
-    const { scale, x, y } = this.view;
+    const { ratio, view: { scale, x, y } } = this;
     to.setTransform(scale * ratio, 0, 0, scale * ratio, x * ratio, y * ratio);
   }
 }

@@ -28,6 +28,8 @@ const RETRY_MILLISECONDS = 5000;
 
 export class TaskSupply {
   private readonly held = new Map<TaskId, HeldTask>();
+  /** Whoever has opened a task closes its image. */
+  private readonly opened = new Set<TaskId>();
   private readonly renewing = new Map<TaskId, ReturnType<typeof setTimeout>>();
   private ahead: Promise<HeldTask | null> | null = null;
 
@@ -40,7 +42,9 @@ export class TaskSupply {
 
   /** What was fetched ahead, or else what is claimed now; null when nothing is left now. */
   async next(): Promise<HeldTask | null> {
-    return (await this.takeAhead()) ?? this.claim(false);
+    const next = (await this.takeAhead()) ?? (await this.claim(false));
+    if (next) this.opened.add(next.task.task_id);
+    return next;
   }
 
   /** Sees that a task is fetched ahead, or given back when somebody else could do it. */
@@ -80,6 +84,8 @@ export class TaskSupply {
   letGo(taskId: TaskId): void {
     clearTimeout(this.renewing.get(taskId));
     this.renewing.delete(taskId);
+    const isOpened = this.opened.delete(taskId);
+    if (!isOpened) this.held.get(taskId)?.image.then((image) => image.close(), () => {});
     this.held.delete(taskId);
     this.locks.letGo(taskId);
   }

@@ -18,6 +18,7 @@ export type Phase = "claiming" | "working" | "submitting" | "waiting" | "away";
 const POLL_MILLISECONDS = 5000;
 const PROGRESS_MILLISECONDS = 20_000;
 const AWAY_SECONDS = 20 * 60;
+const UNFINISHED = "A mask is not accepted yet: accept it with Enter or drop it with Esc.";
 
 export class Workspace {
   phase: Phase = "claiming";
@@ -93,10 +94,14 @@ export class Workspace {
     if (this.phase === "away") void this.openNext();
   }
 
-  /** Gives the tasks back. False while something is not saved yet. */
+  /** Gives the tasks back. False while something is not saved yet, or neither accepted nor dropped. */
   async leave(): Promise<boolean> {
     if (this.unsaved > 0) {
-      this.say("Some work is not saved yet; signing out has to wait.", true);
+      this.say("Some work is not saved yet: leave when it is.", true);
+      return false;
+    }
+    if (this.current?.drawing.isTouched) {
+      this.say(UNFINISHED, true);
       return false;
     }
     this.stopped = true;
@@ -145,7 +150,7 @@ export class Workspace {
     if (current && !current.image) return then(current);
     void current?.drawing.inTurn(async () => {
       if (!current.drawing.isTouched) return then(current);
-      this.say("A mask is not accepted yet: accept it with Enter or drop it with Esc.", true);
+      this.say(UNFINISHED, true);
     });
   }
 
@@ -198,8 +203,8 @@ export class Workspace {
         if (this.stopped) return;
         if (held && (await this.open(held))) return this.tendSupply();
         if (!held) {
-          this.current = null;
           this.phase = "waiting";
+          this.show(null);
           this.say(`Nothing is left to ${this.kind} now. This page looks again every 5 s.`);
           await this.sleeper.sleep(POLL_MILLISECONDS);
         }
@@ -221,18 +226,29 @@ export class Workspace {
       trouble = `The image cannot be shown (${textOf(error)}): skip it with Ctrl+Space.`;
       return null;
     });
-    if (!this.saves.holds(task.task_id)) return false;
+    if (!this.saves.holds(task.task_id)) {
+      shown?.close();
+      return false;
+    }
     const open = new OpenTask(task, shown, unsaved, this.decoder, {
       say: (message, isAlarm) => this.say(message, isAlarm),
       changed: () => this.changed(),
       save: (change) => this.saves.add(task.task_id, change),
       isOpen: () => this.phase === "working" && this.current === open,
     });
-    this.current = open;
     this.phase = "working";
+    this.show(open);
     if (this.tools.tool === "select") this.tools.take("click");
     this.say(trouble || greeting(task, open.finished.accepted.length), trouble !== "");
     return true;
+  }
+
+  /** Another image on the desk, or none; the one before is let go of. */
+  private show(next: OpenTask | null): void {
+    const before = this.current;
+    this.current = next;
+    this.changed(); // whoever paints has the next one now
+    before?.image?.close();
   }
 
   /** Fetches a task ahead, or gives back what somebody else could do. */
@@ -247,7 +263,7 @@ export class Workspace {
   private rest(): void {
     const { current } = this;
     this.phase = "away";
-    this.current = null;
+    this.show(null);
     if (current) this.saves.letGo(current.task.task_id);
     void this.supply.giveBackAll(this.handingIn);
     this.say("You were away, and the image went back with its masks. Press any key to go on.");
@@ -259,7 +275,7 @@ export class Workspace {
     this.supply.letGo(taskId);
     if (this.handingIn.has(taskId)) return; // handing it in will tell
     if (this.current?.task.task_id !== taskId || this.phase === "claiming" || this.phase === "waiting") return;
-    this.current.drawing.begin();
+    this.current.drawing.drop();
     this.phase = "claiming";
     this.say("This image has passed on to someone else. What was saved is kept with it. Fetching another…", true);
     void this.sleeper.sleep(1500).then(() => this.openNext());

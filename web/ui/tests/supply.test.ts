@@ -10,6 +10,7 @@ function desk(count: number) {
   const open = Array.from({ length: count }, (_, at) => at + 1);
   const log: string[] = [];
   const failures: Error[] = [];
+  const closed: Task["task_id"][] = [];
   const server = {
     claim: async (): Promise<Task | null> => {
       const id = open.shift();
@@ -28,11 +29,11 @@ function desk(count: number) {
     },
   };
   const hooks = {
-    image: async (): Promise<ImageBitmap> => ({}) as ImageBitmap,
+    image: async ({ task_id }: Task) => ({ close: () => void closed.push(task_id) }) as ImageBitmap,
     prepare: ({ task_id }: Task): void => void log.push(`prepare ${task_id}`),
     lost: (taskId: Task["task_id"]): void => void log.push(`lost ${taskId}`),
   };
-  return { supply: new TaskSupply(server, "annotate", new TaskLocks("run", undefined), hooks), log, failures };
+  return { supply: new TaskSupply(server, "annotate", new TaskLocks("run", undefined), hooks), log, failures, closed };
 }
 
 test("the next task is the one fetched ahead, and one alone is fetched", async () => {
@@ -90,6 +91,22 @@ test("a task fetched ahead whose lease has ended is not opened", async () => {
   await vi.advanceTimersByTimeAsync(41_000);
   expect(log).toContain("lost 2");
   expect((await supply.next())?.task.task_id).toBe(3);
+});
+
+test("the image of a task that was never opened is closed with it, and no other", async () => {
+  const { supply, closed, failures } = desk(3);
+  await supply.next();
+  supply.tend(null, 0);
+  await vi.advanceTimersByTimeAsync(0);
+  supply.letGo(1);
+  await supply.giveBackAll(new Set());
+  await vi.advanceTimersByTimeAsync(0);
+  expect(closed).toEqual([2]);
+  await supply.next(); // 2 again
+  supply.tend(null, 0);
+  failures.push(new Refused(409, "expired"), new Refused(409, "expired"));
+  await vi.advanceTimersByTimeAsync(41_000);
+  expect(closed).toEqual([2, 3]);
 });
 
 test("nobody hides a task from others when away", async () => {
