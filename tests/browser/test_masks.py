@@ -115,6 +115,7 @@ def test_an_accepted_mask_is_taken_up_again_and_deleted(
     first = {saved.mask_id for saved in ada.saved()}
     ada.press("v")
     ada.click(things["box"].middle)
+    assert ada.tool == "click"  # a next click would correct it
     ada.press("b")
     x0, y0, x1, _ = things["box"].box
     ada.drag([(x0 + 15, y0 + 15), (x1 - 15, y0 + 15)])

@@ -127,3 +127,15 @@ def test_an_expired_lease_passes_the_image_on_with_its_masks(
     submission = stage_one.submission(name)
     assert submission is not None
     assert [mask.annotator for mask in submission.masks] == ["Ada", "Bob"]
+
+
+def test_who_leaves_is_asked_about_a_mask_in_the_making(
+    stage_one: WaitingRound, arrive: Arrive
+) -> None:
+    ada = arrive(stage_one)
+    ada.click(ada.things["ball"].middle)
+    ada.page.get_by_role("button", name="Sign out").click()
+    ada.until(lambda: "not accepted yet" in ada.status)
+    ada.accept()
+    ada.page.get_by_role("button", name="Sign out").click()
+    ada.page.get_by_label("Your token").wait_for()

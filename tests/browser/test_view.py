@@ -74,3 +74,44 @@ def test_the_sheet_of_keys_opens_and_holds_the_keyboard(
     sheet.wait_for(state="hidden")
     ada.press("b")
     assert ada.tool == "brush"
+
+
+def test_the_wheel_moves_no_corner_of_a_box_and_escape_gives_up_the_drag_alone(
+    stage_one: WaitingRound, arrive: Arrive
+) -> None:
+    ada = arrive(stage_one)
+    x0, y0, x1, y1 = ada.things["box"].box
+    ada.move((x0, y0))
+    ada.page.mouse.down()
+    ada.move(((x0 + x1) // 2, (y0 + y1) // 2))
+    ada.page.mouse.wheel(0, -300)
+    ada.move((x1, y1))
+    ada.page.mouse.up()
+    ada.wait_until_answered()
+    ada.page.mouse.down()
+    ada.move((x0 + 30, y0 + 30))
+    ada.press("Escape")
+    ada.page.mouse.up()
+    ada.accept()
+    (saved,) = ada.saved()
+    (drag,) = saved.mask.interactions
+    assert drag.coords == pytest.approx((x0, y0, x1, y1), abs=1.5)
+
+
+def test_on_a_screen_of_other_pixels_clicks_find_what_is_seen(
+    stage_one: WaitingRound, arrive: Arrive
+) -> None:
+    ada = arrive(stage_one)
+    ball = ada.things["ball"].middle
+    bare = ada.colour("below", ball)
+    ada.move(ada.things["pebble"].middle)
+    ada.page.mouse.wheel(0, -100)
+    zoomed = ada.view
+    session = ada.page.context.new_cdp_session(ada.page)
+    screen = {"width": 1200, "height": 760, "deviceScaleFactor": 2, "mobile": False}
+    session.send("Emulation.setDeviceMetricsOverride", screen)
+    ada.move(ball)
+    width = "() => document.querySelector('canvas.above').width"
+    ada.until(lambda: ada.page.evaluate(width) == 2 * (1200 - 142 - 216))
+    assert ada.view == zoomed
+    ada.until(lambda: ada.colour("below", ball) == pytest.approx(bare, abs=8))

@@ -86,15 +86,11 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
   useEffect(() => {
     const onGone = (): void => workspace.abandon();
     const onOnline = (): void => workspace.goOn();
-    // A browser may bring back a page that went away, and gave its tasks back.
-    const onShown = ({ persisted }: PageTransitionEvent): void => (persisted ? location.reload() : undefined);
     window.addEventListener("pagehide", onGone);
     window.addEventListener("online", onOnline);
-    window.addEventListener("pageshow", onShown);
     return () => {
       window.removeEventListener("pagehide", onGone);
       window.removeEventListener("online", onOnline);
-      window.removeEventListener("pageshow", onShown);
     };
   }, [workspace]);
 
@@ -148,7 +144,7 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
   }, [workspace, props.isActive]);
 
   return (
-    <div class="desk" inert={!props.isActive}>
+    <div class="desk" inert={!props.isActive} onMouseDown={leaveKeyboard}>
       <Header workspace={workspace} mode={props.mode} onLeave={props.onLeave} />
       <Toolbar workspace={workspace} run={run} />
       <main>
@@ -163,6 +159,11 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
       )}
     </div>
   );
+}
+
+/** A button that is clicked leaves the keyboard with the image: Enter goes on to accept. */
+function leaveKeyboard(event: MouseEvent): void {
+  if (event.target instanceof Element && event.target.closest("button")) event.preventDefault();
 }
 
 /** `about`: the image that it asks about; once that is gone, so is the question. */

@@ -15,7 +15,7 @@ export function ImageCanvas(props: { workspace: Workspace; onControl: (control: 
     if (!element || !below.current) return;
     const made = (control.current = new CanvasControl(workspace, element, below.current));
     props.onControl(made);
-    const unwatch = watchSize(element, (size, ratio) => made.resize(size, ratio));
+    const unwatch = watchSize(element, (size) => made.resize(size));
     const onWheel = (event: WheelEvent): void => made.wheel(event);
     element.addEventListener("wheel", onWheel, { passive: false });
     const unsubscribe = workspace.subscribe(() => made.sync());
@@ -52,9 +52,9 @@ export function ImageCanvas(props: { workspace: Workspace; onControl: (control: 
   );
 }
 
-/** Tells the size and the device pixel ratio, now and whenever one changes: a window may move to another screen. */
-function watchSize(element: HTMLElement, tell: (size: DOMRectReadOnly, ratio: number) => void): () => void {
-  const now = (): void => tell(element.getBoundingClientRect(), window.devicePixelRatio || 1);
+/** Tells the size, and again when it changes or the window has moved to a screen of other pixels. */
+function watchSize(element: HTMLElement, tell: (size: DOMRectReadOnly) => void): () => void {
+  const now = (): void => tell(element.getBoundingClientRect());
   let media: MediaQueryList | null = null;
   const onRatio = (): void => {
     media?.removeEventListener("change", onRatio);

@@ -32,11 +32,11 @@ export class CanvasControl {
     this.painter = new Painter(below, element);
   }
 
-  /** What lies in the middle stays there, unless all is shown. `ratio`: device pixels for each of `size`. */
-  resize(size: Size, ratio: number): void {
+  /** What lies in the middle stays there, unless all is shown. */
+  resize(size: Size): void {
     const [dx, dy] = [(size.width - this.canvasSize.width) / 2, (size.height - this.canvasSize.height) / 2];
     this.canvasSize = size;
-    this.painter.resize(size, ratio);
+    this.painter.resize(size);
     if (this.isFitted) this.fit();
     else this.setView(pan(this.view, dx, dy, this.workspace.size, size));
   }

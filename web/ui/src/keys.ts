@@ -83,8 +83,8 @@ export function commandOf(stroke: Keystroke): Command | null {
 
 /** Whether a key pressed here is meant for the element and not for the tool. */
 export function isForElement(stroke: Keystroke, target: EventTarget | null): boolean {
-  if (document.querySelector("dialog[open]")) return true; // wherever the focus is: a click beside its fields takes it away
   if (!(target instanceof HTMLElement)) return false;
+  if (target.closest("dialog[open]")) return true;
   if (target.isContentEditable || target.matches("textarea, select")) return true;
   if (target.matches("input")) return true;
   const presses = stroke.key === "Enter" || stroke.key === " ";

@@ -59,14 +59,9 @@ export class Painter {
     this.above = context(aboveCanvas);
   }
 
-  resize(size: Size, ratio: number): void {
+  resize(size: Size): void {
     this.canvasSize = size;
-    this.ratio = ratio;
-    for (const canvas of [this.belowCanvas, this.aboveCanvas]) {
-      canvas.width = Math.max(1, Math.round(size.width * ratio));
-      canvas.height = Math.max(1, Math.round(size.height * ratio));
-    }
-    this.paint("below", "above");
+    this.sizeCanvases();
   }
 
   setImage(image: ImageBitmap | null, size: Size): void {
@@ -104,10 +99,20 @@ export class Painter {
     for (const canvas of canvases) this.dirty[canvas] = true;
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
+      if (this.ratio !== window.devicePixelRatio) this.sizeCanvases(); // the window is on another screen
       if (this.dirty.below) this.paintBelow();
       if (this.dirty.above) this.paintAbove();
       this.dirty = { below: false, above: false };
     });
+  }
+
+  private sizeCanvases(): void {
+    this.ratio = window.devicePixelRatio;
+    for (const canvas of [this.belowCanvas, this.aboveCanvas]) {
+      canvas.width = Math.max(1, Math.round(this.canvasSize.width * this.ratio));
+      canvas.height = Math.max(1, Math.round(this.canvasSize.height * this.ratio));
+    }
+    this.paint("below", "above");
   }
 
   private paintBelow(): void {

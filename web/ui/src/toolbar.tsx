@@ -18,8 +18,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
   const isAnnotated = workspace.current?.task.kind === "annotate";
 
   return (
-    // Clicking a button leaves the keyboard with the image: Enter goes on to accept.
-    <nav class="toolbar" aria-label="Tools" onMouseDown={(event) => event.preventDefault()}>
+    <nav class="toolbar" aria-label="Tools">
       <div role="radiogroup" aria-label="Tool">
         {TOOLS.map(([tool, command, name, key]) => (
           <button

@@ -18,6 +18,7 @@ test.each([
   [{ key: "b", ctrlKey: true }, null],
   [{ key: "c", ctrlKey: true }, null],
   [{ key: "a", altKey: true }, null],
+  [{ key: "[", altKey: true, ctrlKey: true }, "smaller"], // AltGr+8 of a German keyboard
   [{ key: "constructor" }, null],
 ] as const)("%o is %s", (stroke, command) => {
   expect(commandOf({ ...none, ...stroke })).toBe(command);
