@@ -140,7 +140,10 @@ def test_an_accepted_mask_is_taken_up_again_and_deleted(
 def test_an_image_is_skipped_with_a_reason(stage_one: WaitingRound, arrive: Arrive) -> None:
     ada = arrive(stage_one)
     name, task_id = ada.file_name, ada.task_id
+    ada.click(ada.things["ball"].middle)
+    ada.accept()
     ada.press("Control+Space")
+    ada.page.get_by_text("Its mask is left out").wait_for()
     ada.page.get_by_label("Another reason", exact=True).fill("b1 e? upside down")
     assert ada.tool == "click"  # typing is no command
     ada.page.get_by_role("button", name="Skip", exact=True).click()

@@ -38,3 +38,26 @@ def test_only_what_is_missing_is_drawn(stage_two: WaitingRound, arrive: Arrive) 
     prefilled = {one.id: decode_rle(one.segmentation) for one in stage_two.prefilled(name)}
     x, y = ball.middle
     assert prefilled[wrong][y, x]
+
+
+def test_a_mask_of_the_list_is_shown_where_it_is(stage_two: WaitingRound, arrive: Arrive) -> None:
+    ada = arrive(stage_two)
+    first, second, *_ = (
+        (mask, decode_rle(mask.segmentation)) for mask in stage_two.prefilled(ada.file_name)
+    )
+    middles = []
+    for (_, mask), (_, other) in ((first, second), (second, first)):
+        ys, xs = (mask & ~other).nonzero()
+        middles.append((int(xs[len(xs) // 2]), int(ys[len(ys) // 2])))
+    drawn = [ada.colour("below", middle) for middle in middles]
+
+    def is_shown(at: int) -> bool:
+        return ada.colour("below", middles[at]) == drawn[at]
+
+    row = ada.page.locator(f"[data-locked='{first[0].id}']")
+    row.hover()
+    ada.until(lambda: is_shown(0) and not is_shown(1))
+    ada.page.mouse.move(600, 5)
+    ada.until(lambda: is_shown(0) and is_shown(1))
+    row.get_by_role("button").focus()  # by the keyboard as well
+    ada.until(lambda: is_shown(0) and not is_shown(1))

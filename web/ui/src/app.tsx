@@ -175,7 +175,10 @@ interface OpenDialog {
 function DeskDialog(props: { workspace: Workspace; name: OpenDialog["name"]; onClose: () => void }) {
   const { workspace, name, onClose } = props;
   if (name === "keys") return <KeySheet onClose={onClose} />;
-  if (name === "skip") return <SkipDialog onClose={onClose} onSkip={(reason) => workspace.skip(reason)} />;
+  if (name === "skip") {
+    const masks = workspace.current?.finished.accepted.length ?? 0;
+    return <SkipDialog masks={masks} onClose={onClose} onSkip={(reason) => workspace.skip(reason)} />;
+  }
   const kind = workspace.current?.task.kind ?? "review";
   return <VerdictDialog kind={kind} onClose={onClose} onVerdict={(verdict, note) => workspace.review(verdict, note)} />;
 }

@@ -47,7 +47,7 @@ export function Chart({ title, unit, bins, paper }: ChartProps) {
           </circle>
         ))}
         <text x={x(0)} y={HEIGHT - 8}>first image</text>
-        <text x={x(1)} y={HEIGHT - 8} text-anchor="end">{readable(total)} images</text>
+        <text x={x(1)} y={HEIGHT - 8} text-anchor="end">{readable(total)} {total === 1 ? "image" : "images"}</text>
         {bins.length === 0 && (
           <text x={WIDTH / 2} y={HEIGHT / 2} text-anchor="middle">nothing was handed in yet</text>
         )}

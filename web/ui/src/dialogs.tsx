@@ -39,7 +39,8 @@ export function KeySheet(props: { onClose: () => void }) {
   );
 }
 
-export function SkipDialog(props: { onClose: () => void; onSkip: (reason: string) => void }) {
+/** `masks`: accepted ones, which skipping leaves out. */
+export function SkipDialog(props: { masks: number; onClose: () => void; onSkip: (reason: string) => void }) {
   const [reason, setReason] = useState(REASONS[0]);
   const [other, setOther] = useState("");
   const given = reason === "" ? other.trim() : reason;
@@ -77,6 +78,11 @@ export function SkipDialog(props: { onClose: () => void; onSkip: (reason: string
             }}
           />
         </fieldset>
+        {props.masks > 0 && (
+          <p class="error">
+            Its {props.masks === 1 ? "mask is" : `${props.masks} masks are`} left out; submitting keeps what is accepted.
+          </p>
+        )}
         <button type="submit" class="primary" disabled={!given}>
           Skip
         </button>

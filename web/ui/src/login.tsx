@@ -30,6 +30,7 @@ export function Login(props: { api: Api; onSignedIn: () => void; again: boolean 
         <h1>SA Engine</h1>
         {props.again && <p>You were signed out. Nothing is lost: sign in and go on.</p>}
         <label for="token">Your token</label>
+        <p class="hint">Whoever runs the round has given you one.</p>
         <input
           id="token"
           type="password"

@@ -2,7 +2,13 @@ import { colourOf } from "./layer";
 import type { Workspace } from "./workspace";
 
 export function MaskList(props: { workspace: Workspace }) {
-  const { current } = props.workspace;
+  const { current, tools } = props.workspace;
+  const pointing = (id: string) => ({
+    onMouseEnter: () => tools.point(id),
+    onMouseLeave: () => tools.point(null),
+    onFocusIn: () => tools.point(id),
+    onFocusOut: () => tools.point(null),
+  });
   const { accepted: masks, locked, flagged } = current?.finished ?? { accepted: [], locked: [], flagged: new Set<string>() };
   return (
     <aside class="masks" aria-label="Masks">
@@ -11,14 +17,17 @@ export function MaskList(props: { workspace: Workspace }) {
         {masks.map((accepted, index) => {
           const isEdited = current?.drawing.editing === accepted.id;
           return (
-            <li key={accepted.id} class={isEdited ? "edited" : ""} data-mask={accepted.id}>
+            <li key={accepted.id} class={isEdited ? "edited" : ""} data-mask={accepted.id} {...pointing(accepted.id)}>
               <Swatch colour={colourOf(accepted.colour)} />
               <button
                 type="button"
                 class="name"
                 aria-label={`Edit mask ${index + 1}`}
                 aria-pressed={isEdited}
-                onClick={() => current?.edit(accepted.id)}
+                onClick={() => {
+                  tools.point(null); // it is worked on now, among the others
+                  current?.edit(accepted.id);
+                }}
                 onKeyDown={(event) => {
                   if (event.key !== "Delete") return;
                   event.stopPropagation();
@@ -43,7 +52,7 @@ export function MaskList(props: { workspace: Workspace }) {
             {locked.map(({ id }, index) => {
               const isFlagged = flagged.has(id);
               return (
-                <li key={id} class={isFlagged ? "flagged" : ""} data-locked={id}>
+                <li key={id} class={isFlagged ? "flagged" : ""} data-locked={id} {...pointing(id)}>
                   <span class="name">Locked {index + 1}</span>
                   <button
                     type="button"

@@ -33,6 +33,9 @@ const DRAFT: Colour = [64, 190, 255];
 const PREVIEW: Colour = [255, 255, 255];
 const ADD = "#3fdc7f";
 const REMOVE = "#ff5d5d";
+const INK = "#10151c";
+/** From this scale on pixels are squares, for whoever corrects single ones. */
+const PIXELS_SEEN = 6;
 
 export class Painter {
   private readonly below: CanvasRenderingContext2D;
@@ -120,7 +123,7 @@ export class Painter {
     clear(to);
     if (!this.image) return;
     this.toImageFrame(to);
-    to.imageSmoothingEnabled = this.view.scale < 3;
+    to.imageSmoothingEnabled = this.view.scale < PIXELS_SEEN;
     const seen = visibleBox(this.view, this.size, this.canvasSize);
     copy(to, this.image, seen);
     if (!this.hidden) copy(to, this.layer.canvas, seen);
@@ -137,7 +140,7 @@ export class Painter {
       const key = draft.isPreview ? "preview" : "draft";
       this.draftLayer.draw([{ key, mask: draft.mask, colour, striped: false }], show);
       this.toImageFrame(to);
-      to.imageSmoothingEnabled = this.view.scale < 3;
+      to.imageSmoothingEnabled = this.view.scale < PIXELS_SEEN;
       to.globalAlpha = draft.isPreview ? 0.65 : 1;
       const seen = visibleBox(this.view, this.size, this.canvasSize);
       copy(to, this.draftLayer.canvas, common(boxOf(draft.mask), seen));
@@ -168,11 +171,9 @@ export class Painter {
       to.stroke();
     }
     if (draft.brush) {
-      to.strokeStyle = draft.brush.label ? ADD : REMOVE;
-      to.lineWidth = 1.5 / scale;
       to.beginPath();
       to.arc(draft.brush.at.x, draft.brush.at.y, draft.brush.radius, 0, 2 * Math.PI);
-      to.stroke();
+      this.line(to, draft.brush.label ? ADD : REMOVE);
     }
     for (const click of draft.clicks) {
       to.beginPath();
@@ -181,29 +182,34 @@ export class Painter {
       to.globalAlpha = click.waiting ? 0.5 : 1;
       to.fill();
       to.globalAlpha = 1;
-      to.strokeStyle = "#10151c";
+      to.strokeStyle = INK;
       to.lineWidth = 1.5 / scale;
       to.stroke();
     }
     if (draft.crosshair) {
       const { x, y } = draft.crosshair;
-      for (const [colour, width] of [["#10151c", 3.5], ["#ffffff", 1.5]] as const) {
-        to.strokeStyle = colour;
-        to.lineWidth = width / scale;
-        to.beginPath();
-        to.moveTo(x - 12 / scale, y);
-        to.lineTo(x + 12 / scale, y);
-        to.moveTo(x, y - 12 / scale);
-        to.lineTo(x, y + 12 / scale);
-        to.stroke();
-      }
+      to.beginPath();
+      to.moveTo(x - 12 / scale, y);
+      to.lineTo(x + 12 / scale, y);
+      to.moveTo(x, y - 12 / scale);
+      to.lineTo(x, y + 12 / scale);
+      this.line(to, "#ffffff");
     }
   }
 
   private rectangle(to: CanvasRenderingContext2D, x0: number, y0: number, x1: number, y1: number): void {
-    to.strokeStyle = ADD;
-    to.lineWidth = 1.5 / this.view.scale;
-    to.strokeRect(x0, y0, x1 - x0, y1 - y0);
+    to.beginPath();
+    to.rect(x0, y0, x1 - x0, y1 - y0);
+    this.line(to, ADD);
+  }
+
+  /** Strokes the path, on dark so that it is seen on every ground. */
+  private line(to: CanvasRenderingContext2D, colour: string): void {
+    for (const [style, width] of [[INK, 3.5], [colour, 1.5]] as const) {
+      to.strokeStyle = style;
+      to.lineWidth = width / this.view.scale;
+      to.stroke();
+    }
   }
 
   private toImageFrame(to: CanvasRenderingContext2D): void {

@@ -11,8 +11,11 @@ import type { Tools } from "./tools";
 const LOCKED: Colour = [226, 230, 236];
 const FLAGGED: Colour = [255, 70, 70];
 
-/** Bottom to top: locked masks, flagged ones, accepted ones but for the one that is taken up; small over large. */
-export function finishedMasks({ finished, drawing }: OpenTask): LayerMask[] {
+/**
+ * Bottom to top: locked masks, flagged ones, accepted ones but for the one that is taken up; small over
+ * large. The one alone that is pointed at in the list, if there is one.
+ */
+export function finishedMasks({ finished, drawing }: OpenTask, pointed: string | null): LayerMask[] {
   const bySize = (a: LayerMask, b: LayerMask): number => b.mask.bits.length - a.mask.bits.length;
   const locked = (isFlagged: boolean): LayerMask[] =>
     finished.locked
@@ -23,7 +26,9 @@ export function finishedMasks({ finished, drawing }: OpenTask): LayerMask[] {
     .filter(({ id }) => id !== drawing.editing)
     .map(({ id, mask, colour }) => ({ key: id, mask, colour: colourOf(colour), striped: false }))
     .sort(bySize);
-  return [...locked(false), ...locked(true), ...accepted];
+  const all = [...locked(false), ...locked(true), ...accepted];
+  const one = all.find(({ key }) => pointed !== null && (key === pointed || key === `locked ${pointed}`));
+  return one ? [one] : all;
 }
 
 export interface Hand {

@@ -15,7 +15,11 @@ export function Header(props: { workspace: Workspace; mode: Mode; onLeave: () =>
       <span>
         {me.run}, round {me.round}, {stage}
       </span>
-      {task && <span class="file" title={`checkpoint ${task.checkpoint}`}>{task.file_name}</span>}
+      {task && (
+        <span class="file" title={`${task.file_name}, checkpoint ${task.checkpoint}`}>
+          {task.file_name.slice(task.file_name.lastIndexOf("/") + 1)}
+        </span>
+      )}
       <ModeLinks me={me} mode={props.mode} reviewsLeft={progress?.reviews_left ?? 0} />
       <span class="space" />
       {progress && <ProgressLine {...progress} masks={props.mode === "annotate" ? progress.masks : 0} />}
@@ -30,6 +34,7 @@ export function Header(props: { workspace: Workspace; mode: Mode; onLeave: () =>
 function ProgressLine(progress: Progress) {
   const { submitted, masks, seconds_per_mask: seconds } = progress;
   const all = progress.open + progress.leased + submitted + progress.given_up;
+  if (all === 0) return null; // not counted yet
   return (
     <span class="progress">
       <progress value={submitted} max={Math.max(all, 1)} aria-label="Images submitted" />

@@ -11,6 +11,8 @@ export class Tools {
   showOutlines = false;
   showUncovered = false;
   hidden = false;
+  /** Id of the mask that the mouse or the keyboard points at in the list. */
+  pointed: string | null = null;
 
   constructor(private readonly changed: () => void) {}
 
@@ -29,6 +31,12 @@ export class Tools {
 
   toggle(what: "showOutlines" | "showUncovered"): void {
     this[what] = !this[what];
+    this.changed();
+  }
+
+  point(id: string | null): void {
+    if (this.pointed === id) return;
+    this.pointed = id;
     this.changed();
   }
 
