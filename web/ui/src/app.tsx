@@ -82,7 +82,7 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
   const [, show] = useReducer((count: number) => count + 1, 0);
   const [dialog, setDialog] = useState<OpenDialog | null>(null);
   const control = useRef<CanvasControl | null>(null);
-  useEffect(() => workspace.subscribe(() => show(undefined)), [workspace]);
+  useEffect(() => workspace.voice.subscribe(() => show(undefined)), [workspace]);
   useEffect(() => {
     const onGone = (): void => workspace.abandon();
     const onOnline = (): void => workspace.goOn();

@@ -18,7 +18,7 @@ export function ImageCanvas(props: { workspace: Workspace; onControl: (control: 
     const unwatch = watchSize(element, (size) => made.resize(size));
     const onWheel = (event: WheelEvent): void => made.wheel(event);
     element.addEventListener("wheel", onWheel, { passive: false });
-    const unsubscribe = workspace.subscribe(() => made.sync());
+    const unsubscribe = workspace.voice.subscribe(() => made.sync());
     made.sync();
     return () => {
       unwatch();

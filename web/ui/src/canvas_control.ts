@@ -89,7 +89,7 @@ export class CanvasControl {
       case "remove": {
         const pixel = cursor.cross && pixelAt(cursor.cross, workspace.size);
         if (pixel) workspace.current?.drawing.click(pixel, command === "add" ? 1 : 0);
-        else workspace.say("Move the cross with the arrow keys first.");
+        else workspace.voice.say("Move the cross with the arrow keys first.");
         return true;
       }
       case "corner":
@@ -205,16 +205,16 @@ export class CanvasControl {
     const [outX, outY] = [outside(on.x, canvasSize.width), outside(on.y, canvasSize.height)];
     if (outX || outY) this.setView(pan(this.view, -outX, -outY, size, canvasSize));
     workspace.hover(pixelAt(cross, size));
-    workspace.say(`Cross at ${Math.floor(cross.x)}, ${Math.floor(cross.y)}.`);
+    workspace.voice.say(`Cross at ${Math.floor(cross.x)}, ${Math.floor(cross.y)}.`);
     this.drawDraft();
   }
 
   private setCorner(): void {
     const { workspace, cursor } = this;
-    if (!cursor.cross) return workspace.say("Move the cross with the arrow keys first.");
+    if (!cursor.cross) return workspace.voice.say("Move the cross with the arrow keys first.");
     const box = cursor.setCorner(workspace.size);
     if (box) workspace.current?.drawing.dragBox(box);
-    else workspace.say("One corner is set; C sets the other.");
+    else workspace.voice.say("One corner is set; C sets the other.");
     this.drawDraft();
   }
 

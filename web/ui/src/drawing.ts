@@ -14,13 +14,7 @@ import { type Answer, toModel } from "./prompt";
 import type { Size } from "./rle";
 import { type Ask, MaskSession } from "./session";
 import { Upscale } from "./upscale";
-
-export interface Voice {
-  /** Tells the annotator. */
-  say(message: string, isAlarm?: boolean): void;
-  /** Something looks different now. */
-  changed(): void;
-}
+import type { Voice } from "./voice";
 
 export class Drawing {
   session: MaskSession;

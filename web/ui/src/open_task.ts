@@ -3,10 +3,11 @@
 import { ActiveClock } from "./active_clock";
 import type { Task } from "./api";
 import type { Decoder } from "./decoder";
-import { Drawing, type Voice } from "./drawing";
+import { Drawing } from "./drawing";
 import { FinishedMasks, smallestAt } from "./finished";
 import type { Point } from "./geometry";
 import type { Change } from "./saving";
+import type { Voice } from "./voice";
 
 export interface TaskHooks extends Voice {
   /** What has to reach the server. */
@@ -46,6 +47,17 @@ export class OpenTask {
   /** Any key, click or movement: the annotator is there. */
   input(): void {
     this.clock.input();
+  }
+
+  /** What there is to do. */
+  greeting(): string {
+    const { task, finished: { accepted: { length: saved } } } = this;
+    if (task.note) return `Sent back by a reviewer: ${task.note}`;
+    if (task.kind !== "annotate") return `${saved} mask${saved === 1 ? "" : "s"} to look at: correct, delete, add; Ctrl+Enter ends it.`;
+    const before = saved ? ` ${saved} mask${saved === 1 ? " was" : "s were"} saved earlier.` : "";
+    return task.stage === "semi_automatic"
+      ? `Striped masks are done already: draw what they miss.${before}`
+      : `Click an object.${before}`;
   }
 
   accept(): void {

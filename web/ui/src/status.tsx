@@ -48,8 +48,8 @@ export function StatusLine(props: { workspace: Workspace }) {
   const { workspace } = props;
   return (
     <footer class="status">
-      <span id="status" role="status" aria-live="polite" class={workspace.isAlarm ? "error" : ""}>
-        {workspace.message}
+      <span id="status" role="status" aria-live="polite" class={workspace.voice.isAlarm ? "error" : ""}>
+        {workspace.voice.message}
       </span>
       <span class="space" />
       {(workspace.current?.drawing.busy ?? 0) > 0 && <span class="asking">asking the model…</span>}

@@ -1,10 +1,16 @@
-/** One annotator at work: tasks come and go, and what is made of them is saved. */
+/**
+ * One annotator at work: tasks come and go, and what is made of them is saved.
+ *
+ * What is done to the image on the desk is in open_task.ts, leases in supply.ts, what waits to be saved
+ * in saving.ts, what was handed in in hand_ins.ts.
+ */
 
 import type { Api, Me, Progress, Task, TaskKind, Verdict } from "./api";
 import { Refused } from "./api";
 import { PageBackend, ServerBackend } from "./backends";
 import { type BackendName, Decoder } from "./decoder";
 import type { Point } from "./geometry";
+import { HandIns } from "./hand_ins";
 import { TaskLocks } from "./locks";
 import { OpenTask } from "./open_task";
 import { Sleeper, untilReached } from "./retry";
@@ -12,6 +18,7 @@ import type { Size } from "./rle";
 import { type Change, SaveQueue, sendChange } from "./saving";
 import { type HeldTask, TaskSupply } from "./supply";
 import { type Tool, Tools } from "./tools";
+import { PageVoice } from "./voice";
 
 export type Phase = "claiming" | "working" | "submitting" | "waiting" | "away";
 
@@ -24,19 +31,17 @@ export class Workspace {
   phase: Phase = "claiming";
   /** The image on the desk; it stays in sight while the next one is fetched. */
   current: OpenTask | null = null;
-  readonly tools = new Tools(() => this.changed());
-  message = "";
-  isAlarm = false;
+  readonly voice = new PageVoice();
+  readonly tools = new Tools(() => this.voice.changed());
   progress: Progress | null = null;
   readonly decoder: Decoder;
   readonly saves: SaveQueue;
 
   private readonly supply: TaskSupply;
-  private readonly handingIn = new Set<Task["task_id"]>();
+  private readonly handIns: HandIns;
   private lastInput = performance.now();
   private readonly sleeper = new Sleeper();
   private stopped = false;
-  private readonly listeners = new Set<() => void>();
 
   constructor(
     private readonly api: Api,
@@ -45,11 +50,11 @@ export class Workspace {
     forcedDecoder: BackendName | null,
   ) {
     this.decoder = new Decoder({ page: new PageBackend(), server: new ServerBackend(api) }, forcedDecoder);
-    this.decoder.onStatus = () => this.changed();
+    this.decoder.onStatus = () => this.voice.changed();
     this.saves = new SaveQueue(
       {
         send: (taskId, lease, change) => sendChange(api, taskId, lease, change),
-        changed: () => this.changed(),
+        changed: () => this.voice.changed(),
         refused: ({ change }, error) => this.refused(change, error),
         passedOn: (taskId) => this.passedOn(taskId),
         sleep: (milliseconds) => this.sleeper.sleep(milliseconds),
@@ -63,16 +68,17 @@ export class Workspace {
       prepare: (task) => this.decoder.prepare(task),
       lost: (taskId) => this.passedOn(taskId),
     });
+    this.handIns = new HandIns(
+      this.supply,
+      this.saves,
+      (request) => this.untilReached(request),
+      (task, error) => this.voice.say(`${task.file_name} was not handed in and goes back with its masks: ${textOf(error)}`, true),
+    );
   }
 
   /** What the server does not have yet: changes, and images that were handed in. */
   get unsaved(): number {
-    return this.saves.count + this.handingIn.size;
-  }
-
-  subscribe(listener: () => void): () => void {
-    this.listeners.add(listener);
-    return () => this.listeners.delete(listener);
+    return this.saves.count + this.handIns.tasks.size;
   }
 
   start(): void {
@@ -97,21 +103,21 @@ export class Workspace {
   /** Gives the tasks back. False while something is not saved yet, or neither accepted nor dropped. */
   async leave(): Promise<boolean> {
     if (this.unsaved > 0) {
-      this.say("Some work is not saved yet: leave when it is.", true);
+      this.voice.say("Some work is not saved yet: leave when it is.", true);
       return false;
     }
     if (this.current?.drawing.isTouched) {
-      this.say(UNFINISHED, true);
+      this.voice.say(UNFINISHED, true);
       return false;
     }
     this.stopped = true;
-    await this.supply.giveBackAll(this.handingIn);
+    await this.supply.giveBackAll(this.handIns.tasks);
     return true;
   }
 
   /** The page goes away: whoever comes next, most likely this page again, need not wait for the leases. */
   abandon(): void {
-    void this.supply.giveBackAll(this.handingIn);
+    void this.supply.giveBackAll(this.handIns.tasks);
   }
 
   get size(): Size {
@@ -150,7 +156,7 @@ export class Workspace {
     if (current && !current.image) return then(current);
     void current?.drawing.inTurn(async () => {
       if (!current.drawing.isTouched) return then(current);
-      this.say(UNFINISHED, true);
+      this.voice.say(UNFINISHED, true);
     });
   }
 
@@ -167,36 +173,22 @@ export class Workspace {
     this.phase = "submitting";
     current.drawing.stopHover();
     while (isMine() && this.saves.of(task.task_id).length) {
-      this.say("Saving what is not saved yet…");
+      this.voice.say("Saving what is not saved yet…");
       await this.sleeper.sleep(200);
     }
     if (!isMine()) return;
     if (finished.hasRefused) {
       this.phase = "working";
-      return this.say("The server refused a mask of the list: correct or delete it first.", true);
+      return this.voice.say("The server refused a mask of the list: correct or delete it first.", true);
     }
-    void this.handIn(task, () => call(seconds));
-    this.say(`${done} Fetching the next image…`);
+    void this.handIns.send(task, () => call(seconds)).then(() => this.refreshProgress());
+    this.voice.say(`${done} Fetching the next image…`);
     await this.openNext();
-  }
-
-  private async handIn(task: Task, call: () => Promise<void>): Promise<void> {
-    this.handingIn.add(task.task_id);
-    try {
-      await this.untilReached(call);
-      this.supply.letGo(task.task_id);
-    } catch (error) {
-      this.say(`${task.file_name} was not handed in and goes back with its masks: ${textOf(error)}`, true);
-      await this.supply.giveBack(task.task_id);
-    }
-    this.handingIn.delete(task.task_id);
-    this.saves.letGo(task.task_id);
-    await this.refreshProgress();
   }
 
   private async openNext(): Promise<void> {
     this.phase = "claiming";
-    this.changed();
+    this.voice.changed();
     while (!this.stopped) {
       try {
         const held = await this.untilReached(() => this.supply.next());
@@ -205,12 +197,12 @@ export class Workspace {
         if (!held) {
           this.phase = "waiting";
           this.show(null);
-          this.say(`Nothing is left to ${this.kind} now. This page looks again every 5 s.`);
+          this.voice.say(`Nothing is left to ${this.kind} now. This page looks again every 5 s.`);
           await this.sleeper.sleep(POLL_MILLISECONDS);
         }
       } catch (error) {
         console.error(error);
-        this.say(`No image could be opened: ${textOf(error)}`, true);
+        this.voice.say(`No image could be opened: ${textOf(error)}`, true);
         await this.sleeper.sleep(POLL_MILLISECONDS);
       }
     }
@@ -231,15 +223,15 @@ export class Workspace {
       return false;
     }
     const open = new OpenTask(task, shown, unsaved, this.decoder, {
-      say: (message, isAlarm) => this.say(message, isAlarm),
-      changed: () => this.changed(),
+      say: (message, isAlarm) => this.voice.say(message, isAlarm),
+      changed: () => this.voice.changed(),
       save: (change) => this.saves.add(task.task_id, change),
       isOpen: () => this.phase === "working" && this.current === open,
     });
     this.phase = "working";
     this.show(open);
     if (this.tools.tool === "select") this.tools.take("click");
-    this.say(trouble || greeting(task, open.finished.accepted.length), trouble !== "");
+    this.voice.say(trouble || open.greeting(), trouble !== "");
     return true;
   }
 
@@ -247,7 +239,7 @@ export class Workspace {
   private show(next: OpenTask | null): void {
     const before = this.current;
     this.current = next;
-    this.changed(); // whoever paints has the next one now
+    this.voice.changed(); // whoever paints has the next one now
     before?.image?.close();
   }
 
@@ -265,32 +257,32 @@ export class Workspace {
     this.phase = "away";
     this.show(null);
     if (current) this.saves.letGo(current.task.task_id);
-    void this.supply.giveBackAll(this.handingIn);
-    this.say("You were away, and the image went back with its masks. Press any key to go on.");
+    void this.supply.giveBackAll(this.handIns.tasks);
+    this.voice.say("You were away, and the image went back with its masks. Press any key to go on.");
   }
 
   /** Someone else has the task, or will: what was saved stays with it. */
   private passedOn(taskId: Task["task_id"]): void {
     this.saves.letGo(taskId);
     this.supply.letGo(taskId);
-    if (this.handingIn.has(taskId)) return; // handing it in will tell
+    if (this.handIns.tasks.has(taskId)) return; // handing it in will tell
     if (this.current?.task.task_id !== taskId || this.phase === "claiming" || this.phase === "waiting") return;
     this.current.drawing.drop();
     this.phase = "claiming";
-    this.say("This image has passed on to someone else. What was saved is kept with it. Fetching another…", true);
+    this.voice.say("This image has passed on to someone else. What was saved is kept with it. Fetching another…", true);
     void this.sleeper.sleep(1500).then(() => this.openNext());
   }
 
   private refused(change: Change, error: Refused): void {
     if (change.kind === "save") this.current?.finished.refuse(change.id, error.message);
-    this.say(`The server refused the change: ${error.message}`, true);
+    this.voice.say(`The server refused the change: ${error.message}`, true);
   }
 
   private untilReached<Result>(request: () => Promise<Result>): Promise<Result> {
     return untilReached(
       request,
       (milliseconds) => this.sleeper.sleep(milliseconds),
-      (trouble) => this.say(trouble, true),
+      (trouble) => this.voice.say(trouble, true),
     );
   }
 
@@ -305,30 +297,11 @@ export class Workspace {
   private async refreshProgress(): Promise<void> {
     try {
       this.progress = await this.api.progress(this.kind);
-      this.changed();
+      this.voice.changed();
     } catch {
       // It is shown when it is known; nothing depends on it.
     }
   }
-
-  say(message: string, isAlarm = false): void {
-    this.message = message;
-    this.isAlarm = isAlarm;
-    this.changed();
-  }
-
-  private changed(): void {
-    for (const listener of this.listeners) listener();
-  }
-}
-
-function greeting(task: Task, saved: number): string {
-  if (task.note) return `Sent back by a reviewer: ${task.note}`;
-  if (task.kind !== "annotate") return `${saved} mask${saved === 1 ? "" : "s"} to look at: correct, delete, add; Ctrl+Enter ends it.`;
-  const before = saved ? ` ${saved} mask${saved === 1 ? " was" : "s were"} saved earlier.` : "";
-  return task.stage === "semi_automatic"
-    ? `Striped masks are done already: draw what they miss.${before}`
-    : `Click an object.${before}`;
 }
 
 function textOf(error: unknown): string {
