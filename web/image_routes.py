@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, Header, HTTPException, Response
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
 from stages.records import Record
 from web.dependencies import ImageId, Somebody, TheDesk
@@ -16,14 +16,13 @@ from web.desk import Desk
 routes = APIRouter(prefix="/api")
 
 MAX_POINTS = 256
+Coordinate = Annotated[float, Field(ge=-(2**15), le=2**15)]
+"""Input frame; far from where numbers end."""
 
 
 class DecodeRequest(Record):
     image_id: Annotated[int, Field(ge=0, lt=2**63)]
-    point_coords: Annotated[
-        tuple[tuple[FiniteFloat, FiniteFloat], ...], Field(max_length=MAX_POINTS)
-    ]
-    """Input frame."""
+    point_coords: Annotated[tuple[tuple[Coordinate, Coordinate], ...], Field(max_length=MAX_POINTS)]
     point_labels: tuple[Annotated[int, Field(ge=-1, le=3)], ...]
     mask_input: str | None = None
     """Base64 of fp16 logits (s, s)."""

@@ -1,11 +1,22 @@
-"""Masks as a page saves them: checked before they are kept, and made into records."""
+"""Masks as a page saves them: checked before they are kept, and made into records.
+
+Whatever passes is read again by others, written into shards, and drawn by pycocotools, which trusts
+any string. One bad number would do harm long after its request, so nothing is kept unchecked. That
+numbers are numbers, the records see to.
+"""
+
+from collections.abc import Iterator
 
 from engine.errors import EngineError
 from engine.manifest import PlanHeader
-from stages.records import DraftMask, MaskRecord, Record, Rle, Source
+from stages.records import DraftMask, Interaction, MaskRecord, Record, Rle, Source
 from stages.rle import rle_area, rle_bbox, uncompressed_counts
 
 MAX_INTERACTIONS = 2000
+MAX_SECONDS = 24 * 3600.0
+MAX_SCORE = 1e3
+"""Either side of zero: the IoU head is a line without bounds, but its sums must stay numbers."""
+NUM_COORDS = {"point": 2, "box": 4, "brush": 4}
 
 
 class InvalidMaskError(EngineError):
@@ -24,14 +35,22 @@ class SavedMask(Record):
 def check_mask(mask: DraftMask, size_hw: tuple[int, int]) -> None:
     """
     Raises:
-        InvalidMaskError: its RLE is no mask of this image, or its log is too long.
+        InvalidMaskError: its RLE is no mask of this image, its log is too long, or says what cannot
+            have happened.
     """
-    for rle in _rles_of(mask):
-        check_rle(rle, size_hw)
     if len(mask.interactions) > MAX_INTERACTIONS:
         raise InvalidMaskError(
             f"{len(mask.interactions)} interactions; expected at most {MAX_INTERACTIONS}"
         )
+    for fault in _faults(mask, size_hw):
+        raise InvalidMaskError(fault)
+    check_rle(mask.segmentation, size_hw)
+    if rle_area(mask.segmentation) == 0:
+        raise InvalidMaskError("a mask without a pixel; delete it instead")
+    for action in mask.interactions:
+        check_rle(action.answer, size_hw)
+        if action.stroke is not None:
+            check_rle(action.stroke, size_hw)
 
 
 def check_rle(rle: Rle, size_hw: tuple[int, int]) -> None:
@@ -45,13 +64,43 @@ def check_rle(rle: Rle, size_hw: tuple[int, int]) -> None:
         runs = uncompressed_counts(rle.counts)
     except (ValueError, UnicodeEncodeError) as error:
         raise InvalidMaskError(f"a mask's counts are no RLE: {error}") from error
-    if len(runs) == 0 or runs.min() < 0 or int(runs.sum()) != size_hw[0] * size_hw[1]:
+    pixels = size_hw[0] * size_hw[1]
+    # Each run before their sum: no one of them overflows then, in 64 bits or pycocotools' 32.
+    if len(runs) == 0 or runs.min() < 0 or runs.max() > pixels or int(runs.sum()) != pixels:
         raise InvalidMaskError(f"a mask's runs do not fill {size_hw[0]} x {size_hw[1]} pixels")
 
 
-def _rles_of(mask: DraftMask) -> list[Rle]:
-    strokes = [action.stroke for action in mask.interactions if action.stroke is not None]
-    return [mask.segmentation, *(action.answer for action in mask.interactions), *strokes]
+def _faults(mask: DraftMask, size_hw: tuple[int, int]) -> Iterator[str]:
+    if mask.seconds > MAX_SECONDS:
+        yield f"{mask.seconds} seconds; expected at most {MAX_SECONDS:.0f}"
+    if abs(mask.predicted_iou) > MAX_SCORE:
+        yield f"a predicted IoU of {mask.predicted_iou}"
+    if not 0 <= mask.stability_score <= 1:
+        yield f"a stability score of {mask.stability_score}; expected 0 to 1"
+    for number, action in enumerate(mask.interactions):
+        for fault in _action_faults(action, size_hw):
+            yield f"interaction {number}: {fault}"
+
+
+def _action_faults(action: Interaction, size_hw: tuple[int, int]) -> Iterator[str]:
+    height, width = size_hw
+    sides = (width, height, width, height)
+    if action.seconds > MAX_SECONDS:
+        yield f"{action.seconds} seconds; expected at most {MAX_SECONDS:.0f}"
+    if len(action.coords) != NUM_COORDS[action.kind]:
+        yield f"{len(action.coords)} coords of a {action.kind}"
+    elif not all(0 <= at <= side for at, side in zip(action.coords, sides, strict=False)):
+        yield f"coords {action.coords} beyond the image"
+    asked_model = action.output is not None and action.predicted_iou is not None
+    asked_none = action.output is None and action.predicted_iou is None
+    if action.kind == "brush" and not (asked_none and action.stroke is not None):
+        yield "a brush has a stroke and asks no model"
+    if action.kind != "brush" and not (asked_model and action.stroke is None):
+        yield f"a {action.kind} has a model's answer and no stroke"
+    if action.output not in (None, 0, 1, 2):
+        yield f"output {action.output}; expected 0, 1 or 2"
+    if abs(action.predicted_iou or 0.0) > MAX_SCORE:
+        yield f"a predicted IoU of {action.predicted_iou}"
 
 
 def mask_record(number: int, saved: SavedMask, header: PlanHeader) -> MaskRecord:
