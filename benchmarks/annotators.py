@@ -218,7 +218,7 @@ def check(desk: Desk, saved: dict[str, dict[int, list[str]]]) -> None:
         for task_id, mask_ids in mine.items():
             found = [(mask.mask_id, mask.annotator) for mask in desk.saved(task_id)]
             assert found == [(mask_id, name) for mask_id in mask_ids], f"task {task_id} differs"
-    progress = desk.progress(TaskKind.ANNOTATE)
+    progress = desk.progress.of(TaskKind.ANNOTATE)
     masks = sum(len(mask_ids) for mine in saved.values() for mask_ids in mine.values())
     assert (progress.submitted, progress.masks) == (len(tasks), masks)
     print(json.dumps({"tasks": len(tasks), "masks": masks, "lost": 0, "doubled": 0}), flush=True)

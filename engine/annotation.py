@@ -21,7 +21,8 @@ from engine.images import WorkSize, work_size_hw
 from engine.production import too_many_given_up
 from engine.shards import ShardHeader, publish_shard, read_record, read_records
 from engine.store import Store
-from engine.tasks import Lease, TaskQueue, TaskResult
+from engine.task_results import TaskResult
+from engine.tasks import Lease, TaskQueue
 from engine.worker import image_record
 from stages.annotator import SimulatedAnnotator, SimulatedAnnotatorConfig
 from stages.base import Provenance, StageOutput

@@ -7,9 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from engine.drafts import copy_drafts
 from engine.task_queries import of_kind
-from engine.task_tables import ANSWERS, DRAFTS, TASKS, TaskKind, TaskState
-from stages.records import ImageStatus, Review, Submission
+from engine.task_tables import ANSWERS, TASKS, TaskKind, TaskState
+from stages.records import ImageStatus, Review, Submission, Verdict
 
 
 def store_answer(
@@ -33,7 +34,7 @@ def store_answer(
     )
 
 
-def open_review(connection: sa.Connection, task: Any) -> None:
+def open_review(connection: sa.Connection, task: Any, _: Submission) -> None:
     """Of the answer just given to a task; one that sent the image back is begun anew."""
     here = of_kind(task.round, TaskKind.REVIEW) & (TASKS.c.image_id == task.image_id)
     fresh = {"state": TaskState.OPEN, "token": "", "author": task.owner, "subject": task.task_id}
@@ -42,18 +43,16 @@ def open_review(connection: sa.Connection, task: Any) -> None:
     if review is None:
         new = {"round": task.round, "kind": TaskKind.REVIEW, "image_id": task.image_id} | fresh
         review = connection.scalar(sa.insert(TASKS).returning(TASKS.c.task_id), new)
-    kept = ("draft_id", "number", "owner", "content")
-    copy = sa.select(sa.literal(review), *(DRAFTS.c[name] for name in kept))
-    mine = copy.where(DRAFTS.c.task_id == task.task_id)
-    connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.task_id == review))
-    connection.execute(sa.insert(DRAFTS).from_select(["task_id", *kept], mine))
+    copy_drafts(connection, task.task_id, review)
 
 
-def open_again(connection: sa.Connection, task_id: int, note: str) -> None:
-    """As if its answer had never been given, but for the drafts and a reviewer's note."""
-    connection.execute(sa.delete(ANSWERS).where(ANSWERS.c.task_id == task_id))
-    again = sa.update(TASKS).where(TASKS.c.task_id == task_id)
-    connection.execute(again.values(state=TaskState.OPEN, token="", attempts=0, note=note))
+def send_back(connection: sa.Connection, task: Any, review: Review) -> None:
+    """Where the verdict is redo: as if the answer looked at had never been given, but for its
+    drafts and the reviewer's note."""
+    if review.verdict is Verdict.REDO:
+        connection.execute(sa.delete(ANSWERS).where(ANSWERS.c.task_id == task.subject))
+        again = {"state": TaskState.OPEN, "token": "", "attempts": 0, "note": review.note}
+        connection.execute(sa.update(TASKS).where(TASKS.c.task_id == task.subject).values(**again))
 
 
 def _submitted(submission: Submission) -> dict[str, Any]:

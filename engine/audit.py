@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus
 from engine.decoders import ensure_decoder
+from engine.drafts import Draft
 from engine.effort import Agreement, agreement
 from engine.errors import ConfigError, UnreadableImageError
 from engine.manifest import load_plan
@@ -19,7 +20,7 @@ from engine.progress import Progress
 from engine.shards import read_record
 from engine.store import Store
 from engine.task_tables import TaskKind
-from engine.tasks import Draft, TaskCounts, TaskQueue
+from engine.tasks import TaskCounts, TaskQueue
 from stages.records import DraftMask, ImageRecord, ImageStatus, Record, StageName
 
 PAPER_ABOVE_90, PAPER_ABOVE_75 = 0.94, 0.97

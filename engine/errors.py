@@ -17,6 +17,10 @@ class CorruptFileError(EngineError):
     """A file exists but its bytes are not what its name or its manifest promises."""
 
 
+class TooLargeError(EngineError):
+    """More than is kept of one thing: some of it must go first."""
+
+
 class StaleLeaseError(EngineError):
     """A lease has expired or passed to somebody else: the task must be claimed again."""
 

@@ -24,6 +24,7 @@ from engine.production import Patience, make_shards
 from engine.run import Run, held_out, tasks_of
 from engine.shards import ShardHeader, read_footer
 from engine.store import Store
+from engine.task_results import task_results
 from engine.task_tables import TaskKind
 from engine.tasks import Lease, TaskQueue
 from engine.training import DetectorJob
@@ -212,7 +213,7 @@ def _assemble(
             run.store,
             _header(plan, shard),
             run.corpus.rows(image_ids),
-            queue.results(plan.header.round, image_ids),
+            task_results(queue, plan.header.round, image_ids),
             shards=shards,
             proposals=proposals,
             work_size=run.config.work_size,

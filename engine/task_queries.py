@@ -1,10 +1,10 @@
 """Which tasks are meant: conditions and look-ups of the annotation queue, as SQL."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import sqlalchemy as sa
 
-from engine.task_tables import ANSWERS, DRAFTS, TASKS, TaskKind, TaskState
+from engine.task_tables import DRAFTS, TASKS, TaskKind, TaskState
 
 
 def of_kind(round_index: int, kind: TaskKind) -> sa.ColumnElement[bool]:
@@ -15,6 +15,18 @@ def not_by(owner: str) -> sa.ColumnElement[bool]:
     """Reviews of what neither was handed in by this owner nor holds a mask of theirs."""
     theirs = sa.exists().where(DRAFTS.c.task_id == TASKS.c.subject, DRAFTS.c.owner == owner)
     return (TASKS.c.author != owner) & ~theirs
+
+
+def expired(now: float) -> sa.ColumnElement[bool]:
+    """Nobody holds them any more, though nobody gave them back."""
+    return (TASKS.c.state == TaskState.LEASED) & (TASKS.c.expires_at <= now)
+
+
+def free_task(wanted: sa.ColumnElement[bool], now: float) -> sa.ColumnElement[int]:
+    """Id of the next task that nobody holds, as SQL."""
+    # Two look-ups in the index: one for either state would sort all that are left, every time.
+    free = (expired(now), TASKS.c.state == TaskState.OPEN)
+    return sa.func.coalesce(*(first_task(wanted & one) for one in free))
 
 
 def left_behind(
@@ -28,22 +40,6 @@ def left_behind(
             TASKS.c.owner == owner,
             TASKS.c.holder == holder,
             TASKS.c.task_id.not_in(list(holding)),
-        )
-    )
-
-
-def ended_tasks(
-    round_index: int, kind: TaskKind, image_ids: Sequence[int]
-) -> sa.Select[tuple[int, str, str, str, str | None]]:
-    """Tasks that have ended, with their answers where they have one."""
-    answered = (ANSWERS.c.task_id == TASKS.c.task_id) & (ANSWERS.c.token == TASKS.c.token)
-    return (
-        sa.select(TASKS.c.image_id, TASKS.c.owner, TASKS.c.error, TASKS.c.state, ANSWERS.c.content)
-        .select_from(TASKS.outerjoin(ANSWERS, answered & (TASKS.c.state == TaskState.SUBMITTED)))
-        .where(
-            of_kind(round_index, kind),
-            TASKS.c.image_id.in_(image_ids),
-            TASKS.c.state.in_((TaskState.SUBMITTED, TaskState.GIVEN_UP, TaskState.WITHDRAWN)),
         )
     )
 

@@ -88,6 +88,8 @@ DRAFTS = sa.Table(
     sa.Column("draft_id", sa.String(32), primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
     sa.Column("content", sa.Text, nullable=False),
 )
-"""What annotators have accepted: kept whoever holds the task next, also when it was handed in."""
+"""What annotators have accepted: kept whoever holds the task next, also when it was handed in.
+`size`: characters of the content, known without reading it."""

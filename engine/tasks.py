@@ -11,16 +11,19 @@ queue: in SQLite on one machine, in PostgreSQL anywhere; time comes from the clo
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from engine.answers import open_again, open_review, store_answer
+from engine.answers import open_review, send_back, store_answer
 from engine.database import open_database
+from engine.drafts import Draft, add_drafts, drafts_of, put_draft, remove_draft
 from engine.errors import StaleLeaseError
-from engine.task_queries import ended_tasks, first_task, left_behind, not_by, of_kind
+from engine.task_queries import expired, free_task, left_behind, not_by, of_kind
 from engine.task_tables import DRAFTS, METADATA, TASKS, TaskKind, TaskState
-from stages.records import Record, Review, Submission, Verdict
+from stages.records import Record, Review, Submission
+
+Answer = TypeVar("Answer", Submission, Review)
 
 
 class Lease(Record):
@@ -48,31 +51,6 @@ class TaskCounts(Record):
     @property
     def left(self) -> int:
         return self.open + self.leased
-
-
-class TaskResult(Record):
-    """How a task ended."""
-
-    image_id: int
-    submission: Submission | None
-    """None when the task was given up or withdrawn."""
-    error: str
-    withdrawn: bool = False
-    owner: str = ""
-    """Who held it last."""
-    review: Review | None = None
-    """None when nobody looked at it again."""
-
-
-_MOST_VALUES = 10_000
-"""In one statement; PostgreSQL takes 65,535."""
-
-
-class Draft(Record):
-    draft_id: str
-    """Chosen by whoever saves it, so that saving twice is saving once."""
-    owner: str
-    content: str
 
 
 class TaskQueue:
@@ -123,12 +101,8 @@ class TaskQueue:
         try:
             with self._engine.begin() as connection:
                 task_id = connection.scalar(sa.insert(TASKS).returning(TASKS.c.task_id), new)
-                rows = [
-                    {"task_id": task_id, "number": number, **draft.model_dump()}
-                    for number, draft in enumerate(drafts, start=1)
-                ]
-                if rows:
-                    connection.execute(sa.insert(DRAFTS), rows)
+                assert task_id is not None
+                add_drafts(connection, task_id, drafts)
         except sa.exc.IntegrityError:
             return False
         return True
@@ -168,7 +142,7 @@ class TaskQueue:
         mine = of_kind(round_index, kind)
         if kind is TaskKind.REVIEW:
             mine &= not_by(owner)
-        searches = [self._free(mine)]
+        searches = [free_task(mine, self._clock())]
         if holder and holding is not None:
             searches.insert(0, left_behind(mine, owner, holder, holding))
         with self._engine.begin() as connection:
@@ -178,13 +152,6 @@ class TaskQueue:
                 if row is not None:
                     return _lease(row)
         return None
-
-    def _free(self, wanted: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-        """Id of the next task that nobody holds, as SQL."""
-        expired = (TASKS.c.state == TaskState.LEASED) & (TASKS.c.expires_at <= self._clock())
-        # Two look-ups in the index: one for either state would sort all that are left, every time.
-        open_ = TASKS.c.state == TaskState.OPEN
-        return sa.func.coalesce(*(first_task(wanted & free) for free in (expired, open_)))
 
     def renew(self, lease: Lease) -> Lease:
         """The same lease with its full time ahead. StaleLeaseError when it is no longer held."""
@@ -203,32 +170,41 @@ class TaskQueue:
         Raises:
             StaleLeaseError: the lease expired or the task passed to somebody else.
         """
-        follows = open_review if review else None
-        return self._answer(lease, submission, follows)
+        return self.submit_saved(lease, lambda _: submission, review=review)
 
-    def settle(self, lease: Lease, review: Review) -> bool:
+    def submit_saved(
+        self,
+        lease: Lease,
+        answer: Callable[[list[Draft]], Submission],
+        *,
+        review: bool = False,
+    ) -> bool:
+        """Hand in what is made of the drafts: no draft is saved between its making and the end.
+
+        Args, returns and raises as `submit`.
+        """
+        return self._answer(lease, answer, open_review if review else None)
+
+    def settle(self, lease: Lease, review: Callable[[list[Draft]], Review]) -> bool:
         """Hand in a review or an audit; what is to be done again is open again at once.
 
-        Returns and raises as `submit`.
+        Made of the drafts as in `submit_saved`; returns and raises as `submit`.
         """
-
-        def send_back(connection: sa.Connection, row: Any) -> None:
-            open_again(connection, row.subject, review.note)
-
-        return self._answer(lease, review, send_back if review.verdict is Verdict.REDO else None)
+        return self._answer(lease, review, send_back)
 
     def _answer(
         self,
         lease: Lease,
-        answer: Submission | Review,
-        follows: Callable[[sa.Connection, Any], None] | None,
+        make: Callable[[list[Draft]], Answer],
+        follows: Callable[[sa.Connection, Any, Answer], None] | None,
     ) -> bool:
         try:
             with self._engine.begin() as connection:
                 row = self._hold(connection, lease, "submit", state=TaskState.SUBMITTED)
+                answer = make(drafts_of(connection, lease.task_id))
                 store_answer(connection, row, answer, self._clock())
                 if follows is not None:
-                    follows(connection, row)
+                    follows(connection, row, answer)
         except StaleLeaseError:
             if self._submitted_under(lease):
                 return False
@@ -236,39 +212,26 @@ class TaskQueue:
         return True
 
     def save_draft(self, lease: Lease, draft_id: str, content: str) -> None:
-        """Keep a part of the answer, or replace it. StaleLeaseError when the lease is not held."""
-        key = (DRAFTS.c.task_id == lease.task_id) & (DRAFTS.c.draft_id == draft_id)
+        """Keep a part of the answer, or replace it.
+
+        Raises:
+            StaleLeaseError: the lease is not held.
+            TooLargeError: the task has as many drafts as there may be.
+        """
         with self._engine.begin() as connection:
             row = self._hold(connection, lease, "save a mask of")
-            replaced = sa.update(DRAFTS).where(key).values(content=content, owner=row.owner)
-            if connection.execute(replaced).rowcount:
-                return
-            highest = sa.select(sa.func.max(DRAFTS.c.number)).where(
-                DRAFTS.c.task_id == lease.task_id
-            )
-            connection.execute(
-                sa.insert(DRAFTS).values(
-                    task_id=lease.task_id,
-                    draft_id=draft_id,
-                    number=(connection.scalar(highest) or 0) + 1,
-                    owner=row.owner,
-                    content=content,
-                )
-            )
+            put_draft(connection, row, draft_id, content)
 
     def delete_draft(self, lease: Lease, draft_id: str) -> None:
         """Fine when it is gone already. StaleLeaseError when the lease is not held."""
-        key = (DRAFTS.c.task_id == lease.task_id) & (DRAFTS.c.draft_id == draft_id)
         with self._engine.begin() as connection:
             self._hold(connection, lease, "delete a mask of")
-            connection.execute(sa.delete(DRAFTS).where(key))
+            remove_draft(connection, lease.task_id, draft_id)
 
     def drafts(self, task_id: int) -> list[Draft]:
         """In the order in which they were first saved."""
-        query = sa.select(DRAFTS).where(DRAFTS.c.task_id == task_id).order_by(DRAFTS.c.number)
         with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
-        return [Draft(draft_id=row.draft_id, owner=row.owner, content=row.content) for row in rows]
+            return drafts_of(connection, task_id)
 
     def lease_of(self, task_id: int, token: str) -> Lease:
         """The lease that a token stands for, live or not. StaleLeaseError for a foreign token."""
@@ -292,12 +255,11 @@ class TaskQueue:
         Returns:
             How many there were.
         """
-        expired = (TASKS.c.state == TaskState.LEASED) & (TASKS.c.expires_at <= self._clock())
         begun = sa.exists().where(DRAFTS.c.task_id == TASKS.c.task_id) | (TASKS.c.note != "")
         withdraw = (
             sa.update(TASKS)
             .where(of_kind(round_index, TaskKind.ANNOTATE))
-            .where((TASKS.c.state == TaskState.OPEN) | expired, ~begun)
+            .where((TASKS.c.state == TaskState.OPEN) | expired(self._clock()), ~begun)
             .values(state=TaskState.WITHDRAWN, token="", error=reason)
         )
         with self._engine.begin() as connection:
@@ -342,35 +304,6 @@ class TaskQueue:
         return {
             kind: TaskCounts(**{state: count for name, state, count in rows if name == kind})
             for kind in TaskKind
-        }
-
-    def results(self, round_index: int, image_ids: Sequence[int]) -> dict[int, TaskResult]:
-        """Of those of these images whose tasks have ended."""
-        wanted = [int(image_id) for image_id in image_ids]
-        parts = [wanted[i : i + _MOST_VALUES] for i in range(0, len(wanted), _MOST_VALUES)]
-
-        def ended(connection: sa.Connection, kind: TaskKind) -> list[Any]:
-            queries = (ended_tasks(round_index, kind, part) for part in parts)
-            return [row for query in queries for row in connection.execute(query)]
-
-        with self._engine.connect() as connection:
-            tasks = ended(connection, TaskKind.ANNOTATE)
-            reviews = ended(connection, TaskKind.REVIEW)
-        looked_at = {row.image_id: Review.model_validate_json(row.content) for row in reviews}
-        # One that sent the image back is of an answer that is no more.
-        settled = {
-            i: review for i, review in looked_at.items() if review.verdict is not Verdict.REDO
-        }
-        return {
-            row.image_id: TaskResult(
-                image_id=row.image_id,
-                submission=row.content and Submission.model_validate_json(row.content),
-                owner=row.owner,
-                error=row.error,
-                withdrawn=row.state == TaskState.WITHDRAWN,
-                review=settled.get(row.image_id),
-            )
-            for row in tasks
         }
 
     @contextmanager

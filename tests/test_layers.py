@@ -27,8 +27,10 @@ DOORS = {
     "sqlalchemy": {
         "engine/answers.py",
         "engine/database.py",
+        "engine/drafts.py",
         "engine/effort.py",
         "engine/task_queries.py",
+        "engine/task_results.py",
         "engine/task_tables.py",
         "engine/tasks.py",
         "web/accounts.py",

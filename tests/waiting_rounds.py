@@ -19,8 +19,9 @@ from engine import layout
 from engine.corpus import Corpus
 from engine.run import tasks_url
 from engine.shards import read_record
+from engine.task_results import TaskResult, task_results
 from engine.task_tables import ANSWERS, DRAFTS, TASKS, TaskKind, TaskState
-from engine.tasks import TaskCounts, TaskResult
+from engine.tasks import TaskCounts
 from offices import PEOPLE, Office, leave, open_office
 from stages.records import MaskRecord, Review, Submission
 from still_lifes import write_still_lifes
@@ -103,7 +104,7 @@ class WaitingRound:
 
     def _result(self, file_name: str) -> TaskResult | None:
         image_id = self._image_ids[file_name]
-        return self.office.desk.queue.results(self.index, [image_id]).get(image_id)
+        return task_results(self.office.desk.queue, self.index, [image_id]).get(image_id)
 
     def prefilled(self, file_name: str) -> tuple[MaskRecord, ...]:
         """What the model drew of an image before anybody saw it."""

@@ -3,30 +3,36 @@
 Nothing but the sign-in answers without a session. The session id is a cookie that scripts cannot
 read and other sites cannot send; what changes something also needs a header that only the page's
 own scripts can set. Ids in a path are numbers or hex digits, checked before anything looks at them,
-so no request names a file.
+and the page's own files are in memory: no path of a request reaches the disk. Whatever is refused
+is logged.
 """
 
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
-from engine.errors import EngineError, StaleLeaseError, StorageError, UnreadableImageError
+from engine.errors import (
+    EngineError,
+    StaleLeaseError,
+    StorageError,
+    TooLargeError,
+    UnreadableImageError,
+)
 from web import dashboard_routes, image_routes, review_routes, session_routes, task_routes
 from web.accounts import Accounts
 from web.dashboard import DashboardFigures
 from web.desk import Desk
 from web.masks import InvalidMaskError
+from web.page import page_routes
 from web.pictures import MaskPictures
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 8 * 2**20
-STATIC = Path(__file__).parent / "static"
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
@@ -56,8 +62,7 @@ def create_app(desk: Desk, accounts: Accounts, *, secure_cookies: bool = False) 
     _answer_errors(app)
     for part in (session_routes, task_routes, review_routes, image_routes, dashboard_routes):
         app.include_router(part.routes)
-    if STATIC.is_dir():
-        app.mount("/", StaticFiles(directory=STATIC, html=True))
+    app.include_router(page_routes())
     return app
 
 
@@ -66,11 +71,11 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     if request.method in ("GET", "HEAD"):
         response = await call_next(request)
     elif request.headers.get("X-SA-Engine") != "1":
-        response = _refusal(403, "no header X-SA-Engine: this is no request of the page")
-    elif _content_length(request) is None:
-        response = _refusal(411, "expected a Content-Length")
-    elif (_content_length(request) or 0) > MAX_BODY_BYTES:
-        response = _refusal(413, f"more than {MAX_BODY_BYTES // 2**20} MiB")
+        response = _refused(request, 403, "no header X-SA-Engine: this is no request of the page")
+    elif (length := _content_length(request)) is None:
+        response = _refused(request, 411, "expected a Content-Length")
+    elif length > MAX_BODY_BYTES:
+        response = _refused(request, 413, f"more than {MAX_BODY_BYTES // 2**20} MiB")
     else:
         response = await call_next(request)
     for name, value in HEADERS.items():
@@ -92,6 +97,7 @@ def _answer_errors(app: FastAPI) -> None:
     statuses: dict[type[EngineError], int] = {
         StaleLeaseError: 409,
         InvalidMaskError: 422,
+        TooLargeError: 413,
         UnreadableImageError: 410,
         StorageError: 503,
         EngineError: 503,
@@ -103,6 +109,16 @@ def _answer_errors(app: FastAPI) -> None:
 
         app.add_exception_handler(error_type, answer)
 
+    def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code < 400:  # an answer without a body
+            return Response(status_code=error.status_code, headers=error.headers)
+        response = _refused(request, error.status_code, error.detail)
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(HTTPException, refused)
+
     def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
@@ -113,9 +129,6 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _refused(request: Request, status: int, detail: str) -> Response:
-    log.warning("%s %s: %d, %s", request.method, request.url.path, status, detail)
-    return _refusal(status, detail)
-
-
-def _refusal(status: int, detail: str) -> Response:
+    # As Python writes it: a line break in a path makes no line of its own.
+    log.warning("%s %r: %d, %r", request.method, request.url.path, status, detail)
     return JSONResponse({"detail": detail}, status_code=status)

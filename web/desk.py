@@ -1,50 +1,35 @@
-"""What lies on the annotators' desk: the round that waits for people, its images and its tasks.
+"""What lies on the annotators' desk: the tasks of the round that waits for people.
 
 Everything is kept as it is made. An accepted mask is a draft in the queue's database from the
-moment the page saves it; whoever holds the task next finds it there, and submitting turns the
+moment the page saves it; whoever holds the task next finds it there, and handing in turns the
 drafts of a task into its answer.
 """
 
-import io
-import threading
-import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as Picture
-
-from engine import layout
-from engine.audit import audited_mask_id
 from engine.config import EngineConfig, frozen_config
-from engine.context import WorkerContext, WorkerSpec
-from engine.corpus import Corpus
-from engine.effort import effort
-from engine.embeddings import load_embedding
-from engine.errors import EngineError, StaleLeaseError
-from engine.images import work_size_hw
-from engine.review import is_reviewed
+from engine.drafts import Draft
+from engine.review import is_reviewed, mask_ious
 from engine.run import open_queue
-from engine.shards import read_record
 from engine.store import Store
 from engine.task_tables import TaskKind
 from engine.tasks import Lease
 from stages.records import (
     DraftMask,
-    ImageRecord,
     ImageStatus,
     Record,
+    Review,
     Rle,
     StageName,
     Submission,
+    Verdict,
 )
 from web.encoding import Embed, Encoder
-from web.masks import SavedMask, check_mask, mask_record
-from web.open_round import OpenRound, waiting_round
+from web.images import RoundImages
+from web.masks import InvalidMaskError, SavedMask, check_mask, mask_record
+from web.open_round import Rounds
+from web.progress import RoundProgress
 
-JPEG_QUALITY = 92
-PROGRESS_SECONDS = 5.0
 FLAG = "flag-"
 """Begins the name of a draft that calls a prefilled mask wrong; every other draft is a mask."""
 LEASE_SECONDS = 120.0
@@ -80,21 +65,6 @@ class Task(Record):
     masks: tuple[SavedMask, ...]
 
 
-class Progress(Record):
-    """Of the tasks of one kind."""
-
-    open: int
-    leased: int
-    submitted: int
-    given_up: int
-    withdrawn: int
-    reviews_left: int
-    masks: int
-    """That people drew."""
-    seconds_per_mask: float
-    """All time on the images over all masks; 0 without masks."""
-
-
 class Desk:
     def __init__(self, store: Store, embed: Embed | None = None) -> None:
         """
@@ -103,60 +73,15 @@ class Desk:
         """
         self.store = store
         self.config: EngineConfig = frozen_config(store)
-        self._corpus = Corpus(store)
         self.queue = open_queue(store, self.config, lease_seconds=LEASE_SECONDS)
-        self._embed = embed or Encoder(store, self.config)
-        self._images = WorkerContext(
-            WorkerSpec(
-                store_uri=store.uri,
-                checkpoint="",
-                limits=self.config.corpus.limits,
-                work_size=self.config.work_size,
-            )
-        )
-        self._deciding = threading.RLock()
-        self._round: OpenRound | None = None
-        self._clock = time.monotonic
-        self._progress: dict[TaskKind, Progress] = {}
-        self._progress_at = -np.inf
+        self.rounds = Rounds(store, self.config, self.queue)
+        self.images = RoundImages(store, self.config, embed or Encoder(store, self.config))
+        self.progress = RoundProgress(self.queue, self.rounds)
 
     def close(self) -> None:
         self.queue.close()
 
-    @property
-    def round(self) -> OpenRound:
-        """The round that waits, as far as this process knows; see `current_round`.
-
-        Raises:
-            EngineError: no round waits for people now.
-        """
-        if self._round is None:
-            self._round = waiting_round(self.store, self.config, self.queue)
-        return self._round
-
-    def current_round(self) -> OpenRound:
-        """The round that waits, or the last one that did; looked for when the known one is over.
-
-        People may have finished it through another server. What is asked often asks for `round`,
-        and comes here when it is about something which that round does not know.
-        """
-        with self._deciding:
-            if self.round.is_over(self.queue):
-                with suppress(EngineError):
-                    self._round = waiting_round(self.store, self.config, self.queue)
-            return self.round
-
-    def round_of(self, lease: Lease) -> OpenRound:
-        """
-        Raises:
-            StaleLeaseError: it is over, and another one waits.
-        """
-        known = self.round if lease.round == self.round.index else self.current_round()
-        if lease.round != known.index:
-            raise StaleLeaseError(f"round {lease.round} is over; claim a task")
-        return known
-
-    # Tasks
+    # Tasks and their leases
 
     def claim(
         self,
@@ -173,20 +98,21 @@ class Desk:
             holding: tasks that pages open in this browser work on; None: it cannot tell.
             ahead: the page has one in work already; it gets none when few are left for others.
         """
-        if ahead and not self._has_to_spare(kind):
+        known = self.rounds.known
+        if ahead and not self._has_to_spare(known.index, kind):
             return None
 
         def lease() -> Lease | None:
-            index = self.round.index
+            index = self.rounds.known.index
             return self.queue.claim(annotator, index, kind, holder=browser, holding=holding)
 
-        known, claimed = self.round, lease()
-        if claimed is None and self.current_round() is not known:
+        claimed = lease()
+        if claimed is None and self.rounds.current() is not known:
             claimed = lease()
         return None if claimed is None else self._task(claimed)
 
-    def _has_to_spare(self, kind: TaskKind) -> bool:
-        counts = self.queue.counts(self.round.index, kind)
+    def _has_to_spare(self, round_index: int, kind: TaskKind) -> bool:
+        counts = self.queue.counts(round_index, kind)
         return counts.open > counts.leased
 
     def lease(self, task_id: int, token: str) -> Lease:
@@ -204,171 +130,135 @@ class Desk:
     def release(self, lease: Lease) -> None:
         self.queue.release(lease)
 
-    def delete(self, lease: Lease, mask_id: str) -> None:
-        self.queue.delete_draft(lease, mask_id)
-
     def tasks_left(self) -> int:
-        counts = self.queue.all_counts(self.round.index)
-        return sum(counts[kind].left for kind in self.round.kinds)
+        known = self.rounds.known
+        counts = self.queue.all_counts(known.index)
+        return sum(counts[kind].left for kind in known.kinds)
+
+    # Masks, as they are made
 
     def save(self, lease: Lease, mask_id: str, mask: DraftMask) -> None:
         """
         Raises:
-            InvalidMaskError: its RLE is no mask of this image.
+            InvalidMaskError: it is no mask of this image.
+            TooLargeError: the image has as many as there may be.
             StaleLeaseError: the lease is not held any more.
         """
-        check_mask(mask, self.size_hw(lease.image_id))
+        check_mask(mask, self.images.size_hw(lease.image_id))
         self.queue.save_draft(lease, mask_id, mask.model_dump_json())
 
-    def submit(self, lease: Lease, seconds: float) -> None:
-        """Hand in what is saved; a second time changes nothing."""
-        header = self.round_of(lease).plan.header
-        saved = enumerate(self.saved(lease.task_id))
-        submission = Submission(
-            masks=tuple(mask_record(number, mask, header) for number, mask in saved),
-            seconds=seconds,
-            flagged=self.flagged(lease.task_id),
-        )
-        chosen = is_reviewed(self.config, lease.round, lease.image_id)
-        self.queue.submit(lease, submission, review=chosen)
-
-    def skip(self, lease: Lease, seconds: float, reason: str) -> None:
-        submission = Submission(seconds=seconds, status=ImageStatus.SKIPPED, error=reason)
-        self.queue.submit(lease, submission)
-
-    def saved(self, task_id: int) -> tuple[SavedMask, ...]:
-        return tuple(
-            SavedMask(
-                mask_id=draft.draft_id,
-                annotator=draft.owner,
-                mask=DraftMask.model_validate_json(draft.content),
-            )
-            for draft in self.queue.drafts(task_id)
-            if not draft.draft_id.startswith(FLAG)
-        )
-
-    def _shown(self, lease: Lease) -> tuple[SavedMask, ...]:
-        """Saved masks; corrected automatic ones with what they were, where their log begins."""
-        saved = self.saved(lease.task_id)
-        if lease.kind is not TaskKind.AUDIT:
-            return saved
-        before = self.automatic_masks(lease.image_id)
-        return tuple(one.model_copy(update={"base": before.get(one.mask_id)}) for one in saved)
+    def delete(self, lease: Lease, mask_id: str) -> None:
+        self.queue.delete_draft(lease, mask_id)
 
     def flag(self, lease: Lease, prefilled_id: int, wrong: bool) -> None:
-        """Call a prefilled mask wrong, or right again."""
+        """Call a prefilled mask wrong, or right again.
+
+        Raises:
+            InvalidMaskError: the image has no such mask.
+        """
+        if prefilled_id not in self.rounds.of(lease).prefilled(lease.image_id):
+            raise InvalidMaskError(f"image {lease.image_id} has no prefilled mask {prefilled_id}")
         if wrong:
             self.queue.save_draft(lease, f"{FLAG}{prefilled_id}", "")
         else:
             self.queue.delete_draft(lease, f"{FLAG}{prefilled_id}")
 
-    def flagged(self, task_id: int) -> tuple[int, ...]:
-        drafts = (draft.draft_id for draft in self.queue.drafts(task_id))
-        return tuple(sorted(int(i.removeprefix(FLAG)) for i in drafts if i.startswith(FLAG)))
+    def saved(self, task_id: int) -> tuple[SavedMask, ...]:
+        return _masks(self.queue.drafts(task_id))
 
-    def progress(self, kind: TaskKind) -> Progress:
-        """Read anew every few seconds at most, however many look."""
-        with self._deciding:
-            if self._clock() - self._progress_at > PROGRESS_SECONDS:
-                self._progress, self._progress_at = self._count(), self._clock()
-            return self._progress[kind]
+    # Answers
 
-    def _count(self) -> dict[TaskKind, Progress]:
-        index = self.current_round().index
-        counts = self.queue.all_counts(index)
-        done = effort(self.queue, index)
-        return {
-            kind: Progress(
-                **counts[kind].model_dump(),
-                reviews_left=counts[TaskKind.REVIEW].left,
-                masks=done.masks,
-                seconds_per_mask=done.seconds_per_mask,
+    def submit(self, lease: Lease, seconds: float) -> None:
+        """Hand in what is saved; a second time changes nothing."""
+        header = self.rounds.of(lease).header
+
+        def submission(drafts: list[Draft]) -> Submission:
+            return Submission(
+                masks=tuple(mask_record(n, mask, header) for n, mask in enumerate(_masks(drafts))),
+                seconds=seconds,
+                flagged=_flagged(drafts),
             )
-            for kind in TaskKind
-        }
 
-    # Images
+        chosen = is_reviewed(self.config, lease.round, lease.image_id)
+        self.queue.submit_saved(lease, submission, review=chosen)
 
-    def image_jpeg(self, image_id: int) -> bytes:
-        """The image upright, at its work size."""
-        image = self._images.read_image(self._corpus.row(image_id))
-        file = io.BytesIO()
-        Picture.fromarray(image.pixels).save(file, "JPEG", quality=JPEG_QUALITY)
-        return file.getvalue()
+    def skip(self, lease: Lease, seconds: float, reason: str) -> None:
+        submission = Submission(seconds=seconds, status=ImageStatus.SKIPPED, error=reason)
+        self.queue.submit(lease, submission)
 
-    def embedding(self, image_id: int) -> NDArray[np.float16]:
-        """(C, h, w)"""
-        row, known = self._corpus.row(image_id), self.round
-        values = load_embedding(self.store, known.decoder.file.encoder_sha256, row.sha256)
-        if values is None:
-            values = self._embed(known.checkpoint, row)
-        return np.asarray(values[0])
+    def review(self, lease: Lease, seconds: float, verdict: Verdict, note: str) -> None:
+        """End a review or an audit; a second time changes nothing."""
+        mine = self.rounds.of(lease)
+        if lease.subject is None:
+            before = mine.automatic_masks(lease.image_id)
+        else:
+            looked_at = self.saved(lease.subject)
+            before = {one.mask_id: one.mask.segmentation for one in looked_at}
 
-    def has_image(self, image_id: int) -> bool:
-        """Whether it is one of this round's."""
-        known = self.round
-        if known.plan.place(image_id) is None:
-            known = self.current_round()
-        return known.plan.place(image_id) is not None
+        def found(drafts: list[Draft]) -> Review:
+            left = _masks(drafts)
+            after = {one.mask_id: one.mask.segmentation for one in left}
+            return Review(
+                verdict=verdict,
+                note=note,
+                masks=tuple(mask_record(n, mask, mine.header) for n, mask in enumerate(left)),
+                flagged=_flagged(drafts),
+                seconds=seconds,
+                ious=mask_ious(before, after),
+                deleted=len(before.keys() - after.keys()),
+                added=len(after.keys() - before.keys()),
+            )
 
-    def decode(
-        self,
-        image_id: int,
-        point_coords: NDArray[np.float32],
-        point_labels: NDArray[np.int64],
-        mask_input: NDArray[np.float32] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As `DecoderSession.decode`, for a page that cannot decode by itself."""
-        embedding = self.embedding(image_id)
-        return self.round.decoder.decode(embedding, point_coords, point_labels, mask_input)
+        self.queue.settle(lease, found)
 
     def _task(self, lease: Lease) -> Task:
-        row, known = self._corpus.row(lease.image_id), self.round_of(lease)
-        decoder = known.decoder.file
-        height, width = self.size_hw(lease.image_id)
-        stage = known.plan.header.stage
+        mine, image_id = self.rounds.of(lease), lease.image_id
+        decoder, stage = mine.decoder.file, mine.header.stage
+        height, width = self.images.size_hw(image_id)
         rules = (
             self.config.assisted_manual
             if stage is StageName.ASSISTED_MANUAL
             else self.config.semi_automatic
         )
+        drafts = self.queue.drafts(lease.task_id)
+        masks = _masks(drafts)
+        if lease.kind is TaskKind.AUDIT:  # their logs begin with what the model drew
+            drawn = mine.automatic_masks(image_id)
+            masks = tuple(m.model_copy(update={"base": drawn.get(m.mask_id)}) for m in masks)
+        prefilled = mine.prefilled(image_id).items()
         return Task(
             task_id=lease.task_id,
             kind=lease.kind,
             note=lease.note,
             lease=lease.token,
             expires_in=LEASE_SECONDS,
-            image_id=lease.image_id,
-            file_name=row.file_name,
+            image_id=image_id,
+            file_name=self.images.row(image_id).file_name,
             width=width,
             height=height,
             stage=stage,
             max_mask_seconds=rules.max_mask_seconds,
             image_size=decoder.image_size,
             embedding_shape=decoder.embedding_shape,
-            checkpoint=known.checkpoint,
-            prefilled=self._prefilled(lease.image_id),
-            flagged=self.flagged(lease.task_id),
-            masks=self._shown(lease),
+            checkpoint=mine.checkpoint,
+            prefilled=tuple(Prefilled(id=i, segmentation=rle) for i, rle in prefilled),
+            flagged=_flagged(drafts),
+            masks=masks,
         )
 
-    def _prefilled(self, image_id: int) -> tuple[Prefilled, ...]:
-        if self.round.plan.header.stage is not StageName.SEMI_AUTOMATIC:
-            return ()
-        record = self._record(layout.proposals_folder(self.round.folder), image_id)
-        return tuple(Prefilled(id=m.id, segmentation=m.segmentation) for m in record.masks)
 
-    def automatic_masks(self, image_id: int) -> dict[str, Rle]:
-        """Of an audited round, by the ids of their drafts."""
-        record = self._record(layout.shards_folder(self.round.folder), image_id)
-        return {audited_mask_id(mask.id): mask.segmentation for mask in record.masks}
+def _masks(drafts: Sequence[Draft]) -> tuple[SavedMask, ...]:
+    return tuple(
+        SavedMask(
+            mask_id=draft.draft_id,
+            annotator=draft.owner,
+            mask=DraftMask.model_validate_json(draft.content),
+        )
+        for draft in drafts
+        if not draft.draft_id.startswith(FLAG)
+    )
 
-    def _record(self, shards: str, image_id: int) -> ImageRecord:
-        place = self.round.plan.place(image_id)
-        assert place is not None, f"image {image_id} is not one of round {self.round.index}"
-        shard, row = place
-        return read_record(self.store, layout.shard_path(shards, shard), row)
 
-    def size_hw(self, image_id: int) -> tuple[int, int]:
-        row = self._corpus.row(image_id)
-        return work_size_hw((row.height, row.width), self.config.work_size)
+def _flagged(drafts: Sequence[Draft]) -> tuple[int, ...]:
+    names = (draft.draft_id for draft in drafts)
+    return tuple(sorted(int(n.removeprefix(FLAG)) for n in names if n.startswith(FLAG)))

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from stages.records import Record
 from web.dependencies import ImageId, Somebody, TheDesk
-from web.desk import Desk
+from web.open_round import OpenRound
 
 routes = APIRouter(prefix="/api")
 
@@ -34,21 +34,24 @@ class DecodeAnswer(Record):
     predicted_iou: tuple[float, ...]
 
 
-def of_this_round(image_id: ImageId, desk: TheDesk) -> int:
-    return _checked(desk, image_id)
+def round_of(image_id: ImageId, desk: TheDesk) -> OpenRound:
+    found = desk.rounds.with_image(image_id)
+    if found is None:
+        raise HTTPException(404, f"image {image_id} is not one of this round's")
+    return found
 
 
-RoundImage = Annotated[int, Depends(of_this_round)]
+RoundOfImage = Annotated[OpenRound, Depends(round_of)]
 
 
 @routes.get("/images/{image_id}")
-def image(somebody: Somebody, desk: TheDesk, image_id: RoundImage) -> Response:
-    return Response(desk.image_jpeg(image_id), media_type="image/jpeg")
+def image(somebody: Somebody, desk: TheDesk, image_id: ImageId, _: RoundOfImage) -> Response:
+    return Response(desk.images.jpeg(image_id), media_type="image/jpeg")
 
 
 @routes.get("/embeddings/{image_id}")
-def embedding(somebody: Somebody, desk: TheDesk, image_id: RoundImage) -> Response:
-    values = desk.embedding(image_id)
+def embedding(somebody: Somebody, desk: TheDesk, image_id: ImageId, mine: RoundOfImage) -> Response:
+    values = desk.images.embedding(mine, image_id)
     return Response(values.astype("<f2").tobytes(), media_type="application/octet-stream")
 
 
@@ -59,7 +62,7 @@ def decoder(
     if_none_match: Annotated[str, Header(max_length=200)] = "",
 ) -> Response:
     # Kept by the browser, and asked after by the checkpoint's name: 16 MB once a round.
-    current = desk.current_round()
+    current = desk.rounds.current()
     headers = {"Cache-Control": "private, no-cache", "ETag": f'"{current.checkpoint}"'}
     if if_none_match == headers["ETag"]:
         return Response(status_code=304, headers=headers)
@@ -71,9 +74,11 @@ def decoder(
 def decode(body: DecodeRequest, somebody: Somebody, desk: TheDesk) -> DecodeAnswer:
     if not body.point_coords or len(body.point_labels) != len(body.point_coords):
         raise HTTPException(422, "point_labels: expected one for each of point_coords")
-    side = desk.round.decoder.file.low_res_size
-    masks, predicted_iou = desk.decode(
-        _checked(desk, body.image_id),
+    mine = round_of(body.image_id, desk)
+    side = mine.decoder.file.low_res_size
+    masks, predicted_iou = desk.images.decode(
+        mine,
+        body.image_id,
         np.asarray(body.point_coords, np.float32),
         np.asarray(body.point_labels, np.int64),
         None if body.mask_input is None else _logits(body.mask_input, side),
@@ -82,12 +87,6 @@ def decode(body: DecodeRequest, somebody: Somebody, desk: TheDesk) -> DecodeAnsw
         low_res_masks=base64.b64encode(masks.astype("<f2").tobytes()).decode(),
         predicted_iou=tuple(predicted_iou.tolist()),
     )
-
-
-def _checked(desk: Desk, image_id: int) -> int:
-    if not desk.has_image(image_id):
-        raise HTTPException(404, f"image {image_id} is not one of this round's")
-    return image_id
 
 
 def _logits(encoded: str, side: int) -> NDArray[Any]:

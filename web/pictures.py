@@ -17,6 +17,7 @@ from engine.manifest import load_plan
 from engine.pictures import overlay
 from engine.shards import read_record
 from engine.store import Store
+from engine.task_results import task_results
 from engine.tasks import TaskQueue
 from stages.records import Rle
 from stages.rle import decode_rle
@@ -68,7 +69,7 @@ class MaskPictures:
         path = layout.shard_path(layout.shards_folder(folder), place[0])
         if self._store.exists(path):
             return [m.segmentation for m in read_record(self._store, path, place[1]).masks]
-        result = self._queue.results(round_index, [image_id]).get(image_id)
+        result = task_results(self._queue, round_index, [image_id]).get(image_id)
         if result is None or result.submission is None:
             return None
         return [mask.segmentation for mask in result.submission.masks]

@@ -13,9 +13,10 @@ from engine.errors import ConfigError
 from engine.run import tasks_url
 from engine.store import Store
 from web.accounts import Accounts
-from web.app import STATIC, create_app
+from web.app import create_app
 from web.desk import Desk
 from web.encoding import Embed
+from web.page import STATIC
 
 
 def accounts_of(store: Store) -> Accounts:
@@ -42,7 +43,7 @@ def open_app(
                 f"nobody may annotate {store.uri} yet: add somebody with `sa-engine annotators add "
                 f"{store.uri} NAME`, which prints a token"
             )
-        _ = desk.round.decoder  # what cannot be served is said now
+        _ = desk.rounds.known.decoder  # what cannot be served is said now
         yield create_app(desk, accounts, secure_cookies=secure_cookies)
 
 

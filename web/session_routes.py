@@ -54,8 +54,8 @@ def logout(
 
 @routes.get("/me")
 def me(somebody: Somebody, desk: TheDesk) -> Me:
-    current = desk.current_round()
-    header = current.plan.header
+    current = desk.rounds.current()
+    header = current.header
     return Me(
         name=somebody.name,
         role=somebody.role,

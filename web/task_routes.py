@@ -10,7 +10,8 @@ from engine.tasks import Lease
 from stages.records import DraftMask, Record
 from web.accounts import REVIEWERS
 from web.dependencies import ImageId, MaskId, Somebody, TaskId, TheDesk, held, must_be
-from web.desk import Progress, Task
+from web.desk import Task
+from web.progress import Progress
 
 routes = APIRouter(prefix="/api")
 
@@ -113,7 +114,7 @@ def release(task_id: TaskId, body: Held, somebody: Somebody, desk: TheDesk) -> N
 
 @routes.get("/progress")
 def progress(somebody: Somebody, desk: TheDesk, kind: TaskKind = TaskKind.ANNOTATE) -> Progress:
-    return desk.progress(kind)
+    return desk.progress.of(kind)
 
 
 def _annotated(lease: Lease) -> Lease:

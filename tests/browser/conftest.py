@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from person import SECONDS, Arrive, Person
 from waiting_rounds import STAGE_ONE, STAGE_TWO, WaitingRound, waiting_round
-from web.app import STATIC
+from web.page import STATIC
 
 REQUIRED = "SA_ENGINE_REQUIRE_BROWSER"
 """Set where a missing browser or page is a failure: in CI."""

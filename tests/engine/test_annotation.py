@@ -15,7 +15,8 @@ from engine.errors import EngineError, StorageError
 from engine.executor import Done, Failed, LocalExecutor, Outcome, Unit, run_unit
 from engine.images import WorkSize
 from engine.shards import ShardHeader, publish_shard, read_records
-from engine.tasks import Lease, TaskCounts, TaskQueue, TaskResult
+from engine.task_results import TaskResult, task_results
+from engine.tasks import Lease, TaskCounts, TaskQueue
 from engine.worker import empty_record
 from fakes import ManualClock
 from records import mask_record
@@ -84,7 +85,7 @@ def answer(run: SmallRun, queue: TaskQueue, executor: Any, **options: Any) -> in
 
 
 def results_of(run: SmallRun, queue: TaskQueue) -> dict[int, TaskResult]:
-    return queue.results(ROUND, [row.image_id for row in run.rows])
+    return task_results(queue, ROUND, [row.image_id for row in run.rows])
 
 
 @dataclass

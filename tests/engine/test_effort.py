@@ -54,7 +54,7 @@ def settle(queue: TaskQueue, verdict: Verdict, *ious: float) -> None:
     assert lease is not None
     deleted = sum(iou == 0 for iou in ious)
     review = Review(verdict=verdict, seconds=1, ious=ious, deleted=deleted, added=1, note="so")
-    queue.settle(lease, review)
+    queue.settle(lease, lambda _: review)
 
 
 def test_effort_adds_up_in_all_by_owner_and_over_time(queue: TaskQueue, clock: ManualClock) -> None:

@@ -2,16 +2,19 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from engine.database import sqlite_url
+from engine.drafts import Draft
 from engine.errors import StaleLeaseError, StorageError
+from engine.task_results import task_results
 from engine.task_tables import TaskKind
-from engine.tasks import Draft, Lease, TaskCounts, TaskQueue
+from engine.tasks import Lease, TaskCounts, TaskQueue
 from fakes import ManualClock
 from records import mask_record
 from stages.records import Review, Submission, Verdict
@@ -74,13 +77,13 @@ def test_rounds_do_not_see_each_other(queue: TaskQueue) -> None:
     assert claim(queue).round == ROUND
     assert queue.claim("ann", ROUND) is None
     assert queue.counts(ROUND + 1) == TaskCounts(open=2)
-    assert queue.results(ROUND + 1, [1, 2]) == {}
+    assert task_results(queue, ROUND + 1, [1, 2]) == {}
 
 
 def test_a_submission_ends_its_task_and_is_read_back(queue: TaskQueue) -> None:
     queue.add(ROUND, [1, 2])
     assert queue.submit(claim(queue), answer())
-    results = queue.results(ROUND, [1, 2])
+    results = task_results(queue, ROUND, [1, 2])
     assert results.keys() == {1}
     assert results[1].submission == answer()
     assert results[1].error == ""
@@ -97,7 +100,7 @@ def test_submitting_again_under_one_lease_keeps_the_first(
     assert not queue.submit(lease, answer(2.0))
     clock.advance(10 * LEASE_SECONDS)
     assert not queue.submit(lease, answer(3.0))  # late, but it was in time once
-    assert queue.results(ROUND, [1])[1].submission == answer(1.0)
+    assert task_results(queue, ROUND, [1])[1].submission == answer(1.0)
 
 
 ACTIONS: dict[str, Callable[[TaskQueue, Lease], object]] = {
@@ -131,7 +134,7 @@ def test_a_lease_whose_task_has_passed_on_is_refused(
     assert queue.submit(held, answer(9.0))
     with pytest.raises(StaleLeaseError):
         ACTIONS[action](queue, late)
-    assert queue.results(ROUND, [7])[7].submission == answer(9.0)
+    assert task_results(queue, ROUND, [7])[7].submission == answer(9.0)
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -261,7 +264,7 @@ def test_a_task_is_given_up_after_its_last_failure(queue: TaskQueue) -> None:
     assert queue.fail(claim(queue), "broke for good")
     assert queue.counts(ROUND) == TaskCounts(given_up=1)
     assert queue.claim("ann", ROUND) is None
-    result = queue.results(ROUND, [1])[1]
+    result = task_results(queue, ROUND, [1])[1]
     assert (result.submission, result.error) == (None, "broke for good")
 
 
@@ -282,7 +285,7 @@ def test_a_task_that_failed_and_was_answered_in_the_end_has_its_answer(queue: Ta
     queue.add(ROUND, [1])
     queue.fail(claim(queue), "broke once")
     queue.submit(claim(queue), answer())
-    assert queue.results(ROUND, [1])[1].submission == answer()
+    assert task_results(queue, ROUND, [1])[1].submission == answer()
 
 
 def test_a_review_begins_with_a_copy_of_the_masks_and_is_not_for_their_makers(
@@ -307,19 +310,40 @@ def test_a_review_begins_with_a_copy_of_the_masks_and_is_not_for_their_makers(
     queue.save_draft(review, "a", "corrected")
     assert [draft.content for draft in queue.drafts(lease.task_id)] == ["by ann", "by ben"]
     again = Review(verdict=Verdict.REDO, note="more", seconds=1.0)
-    assert queue.settle(review, again)
-    assert not queue.settle(review, again)
+    assert queue.settle(review, lambda _: again)
+    assert not queue.settle(review, lambda _: again)
     assert queue.counts(ROUND) == TaskCounts(open=1, submitted=1)
     lease = claim(queue, "ann")
-    assert (lease.note, queue.results(ROUND, [1])) == ("more", {})
+    assert (lease.note, task_results(queue, ROUND, [1])) == ("more", {})
     assert queue.submit(lease, answer(7.0), review=True)
     second = queue.claim("rae", ROUND, TaskKind.REVIEW)
     assert second is not None
     assert [draft.content for draft in queue.drafts(second.task_id)] == ["by ann", "by ben"]
     good = Review(verdict=Verdict.GOOD, seconds=2.0, ious=(1.0,))
-    assert queue.settle(second, good)
-    assert queue.results(ROUND, [1])[1].submission == answer(7.0)
-    assert queue.results(ROUND, [1])[1].review == good
+    assert queue.settle(second, lambda _: good)
+    assert task_results(queue, ROUND, [1])[1].submission == answer(7.0)
+    assert task_results(queue, ROUND, [1])[1].review == good
+
+
+def test_nothing_is_saved_between_the_making_of_an_answer_and_its_end(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1])
+    lease = claim(queue)
+    queue.save_draft(lease, "a", "in time")
+    with ThreadPoolExecutor(1) as pool:
+        late: list[Future[None]] = []
+
+        def made_of(drafts: list[Draft]) -> Submission:
+            late.append(pool.submit(queue.save_draft, lease, "b", "late"))
+            time.sleep(0.2)
+            return Submission(seconds=len(drafts))
+
+        assert queue.submit_saved(lease, made_of)
+        with pytest.raises(StaleLeaseError):
+            late[0].result()
+    assert task_results(queue, ROUND, [1])[1].submission == Submission(seconds=1)
+    assert [draft.content for draft in queue.drafts(lease.task_id)] == ["in time"]
+    assert not queue.submit_saved(lease, made_of)  # which is not asked again
+    assert len(late) == 1
 
 
 def test_the_task_of_an_audit_is_made_once_with_its_masks(queue: TaskQueue) -> None:
@@ -393,7 +417,7 @@ def test_a_submission_that_arrives_twice_at_once_counts_once(queue: TaskQueue) -
             lease = claim(queue)
             kept = list(pool.map(lambda n, held=lease: queue.submit(held, answer(n)), range(4)))
             assert sorted(kept) == [False, False, False, True]
-            submission = queue.results(ROUND, [lease.image_id])[lease.image_id].submission
+            submission = task_results(queue, ROUND, [lease.image_id])[lease.image_id].submission
             assert submission == answer(kept.index(True))
 
 
@@ -415,7 +439,7 @@ def test_tasks_outlive_the_process_that_kept_them(url: str, clock: ManualClock) 
     queue = open_queue(url, clock)
     assert queue.add(ROUND, [1, 2, 3]) == 0
     assert queue.counts(ROUND) == TaskCounts(open=1, leased=1, submitted=1)
-    assert queue.results(ROUND, [1])[1].submission == Submission(seconds=4.0)
+    assert task_results(queue, ROUND, [1])[1].submission == Submission(seconds=4.0)
     assert claim(queue).image_id == 3
     assert queue.claim("ann", ROUND) is None
     clock.advance(LEASE_SECONDS)
@@ -426,5 +450,5 @@ def test_tasks_outlive_the_process_that_kept_them(url: str, clock: ManualClock) 
 def test_results_of_many_images_are_read_at_once(queue: TaskQueue) -> None:
     queue.add(ROUND, range(3000))
     queue.submit(claim(queue), answer())
-    assert queue.results(ROUND, range(70_000)).keys() == {0}
-    assert queue.results(ROUND, []) == {}
+    assert task_results(queue, ROUND, range(70_000)).keys() == {0}
+    assert task_results(queue, ROUND, []) == {}

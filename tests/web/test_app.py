@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 
+import engine.drafts
 from offices import (
     HEADER,
     PEOPLE,
@@ -334,6 +336,60 @@ def test_what_is_no_mask_is_refused_and_changes_nothing(office: Office) -> None:
         url = f"/api/tasks/{task['task_id']}/masks/{uuid.uuid4().hex}"
         assert client.put(url, content=body, headers=JSON).status_code == 422, name
     assert office.desk.saved(task["task_id"]) == ()
+
+
+def test_whatever_is_refused_is_logged_in_one_line_of_its_own(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    ada, url = office.client("Ada"), "/api/tasks/1/review"
+    stranger = TestClient(office.app)
+    refused = [
+        (stranger.get("/api/me"), 401),
+        (stranger.post("/api/login", json={}), 403),
+        (ada.post("/api/decode", content=b" " * (MAX_BODY_BYTES + 1)), 413),
+        (ada.post(url, json={"lease": "0" * 32, "seconds": 1, "verdict": "good"}), 403),
+        (ada.get("/api/images/12345"), 404),
+        (ada.get("/api/images/1%0aGET me: 200"), 422),
+        (ada.delete("/api/me"), 405),
+    ]
+    assert [answer.status_code for answer, _ in refused] == [status for _, status in refused]
+    lines = [record.getMessage() for record in caplog.records if record.name == "web.app"]
+    assert len(lines) == len(refused)
+    for line, (_, status) in zip(lines, refused, strict=True):
+        assert f": {status}, " in line
+        assert "\n" not in line
+    claim(ada), claim(ada)
+    caplog.clear()
+    assert ada.post("/api/tasks/claim").status_code == 204  # nothing is left: no fault of hers
+    assert not caplog.records
+
+
+def test_nobody_keeps_more_of_an_image_than_there_is_room_for(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = office.client()
+    task, kept = claim(client), [f"{number:032x}" for number in range(3)]
+    monkeypatch.setattr(engine.drafts, "MAX_DRAFTS", 3)
+    assert [save(client, task, drawn(), mask_id) for mask_id in kept] == [204] * 3
+    assert save(client, task, drawn()) == 413
+    assert save(client, task, drawn(), kept[0]) == 204  # in its own place
+    monkeypatch.setattr(engine.drafts, "MAX_CHARACTERS", 3 * len(json.dumps(drawn())))
+    long = drawn(interactions=[CLICK] * 20)
+    assert save(client, task, long, kept[0]) == 413
+    url = f"/api/tasks/{task['task_id']}/masks/{kept[1]}"
+    assert client.request("DELETE", url, json={"lease": task["lease"]}).status_code == 204
+    assert save(client, task, drawn()) == 204
+    assert [mask.mask_id for mask in office.desk.saved(task["task_id"])][:2] == [kept[0], kept[2]]
+
+
+def test_only_what_is_prefilled_can_be_flagged(office: Office) -> None:
+    client = office.client()
+    task = claim(client)
+    for number in (0, 7, 2**62):
+        url = f"/api/tasks/{task['task_id']}/flags/{number}"
+        body = {"lease": task["lease"], "flagged": True}
+        assert client.put(url, json=body).status_code == 422
+    assert office.desk.queue.drafts(task["task_id"]) == []
 
 
 def test_hostile_requests_get_an_answer_and_change_nothing(office: Office) -> None:

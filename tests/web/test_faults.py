@@ -1,8 +1,10 @@
 """Nothing accepted is lost: not by a killed server, an expired lease, or many at once."""
 
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -52,6 +54,31 @@ def test_an_expired_lease_passes_the_task_on_with_its_masks(
     again = claim(bob)
     assert again["task_id"] == task["task_id"]
     assert [mask["annotator"] for mask in again["masks"]] == ["Ada"]
+
+
+def test_every_mask_that_was_accepted_while_its_image_was_handed_in_is_handed_in(
+    tmp_path: Path, tasks_url: str | None
+) -> None:
+    rounds = [MANUAL | PEOPLE | {"retrain": False}]
+    office = open_office(TinyRun(tmp_path, rounds, 12, changes=on(tasks_url)))
+    try:
+        ada = office.client()
+
+        def save_on(task: dict[str, Any]) -> int:
+            return next(n for n in itertools.count() if save(ada, task, drawn()) != 204)
+
+        accepted = {}
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(12):
+                task = claim(ada)
+                saving = [pool.submit(save_on, task) for _ in range(2)]
+                time.sleep(0.1)
+                assert submit(ada, task) == 204
+                accepted[task["image_id"]] = sum(each.result() for each in saving)
+        office.finish()
+        assert {r.image_id: len(r.masks) for r in office.run.records(0)} == accepted
+    finally:
+        leave(office)
 
 
 def test_many_at_once_never_hold_one_task(tmp_path: Path, tasks_url: str | None) -> None:

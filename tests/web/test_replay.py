@@ -138,7 +138,7 @@ def test_a_mask_made_through_the_server_is_made_again_by_its_log(
     assert submit(client, claim(client)) == 204
     office.finish()
     (mask,) = next(r for r in office.run.records(0) if r.image_id == image_id).masks
-    embedding = office.desk.embedding(image_id).astype(np.float32)
+    embedding = office.desk.images.embedding(office.desk.rounds.known, image_id).astype(np.float32)
     predictor = Predictor(checkpoint.sam, (SIDE, SIDE), torch.from_numpy(embedding)[None])
     again = replay(predictor, mask.interactions)
     stored = decode_rle(mask.segmentation)

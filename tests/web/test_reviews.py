@@ -14,6 +14,7 @@ from engine.errors import ConfigError
 from engine.manifest import load_manifest
 from engine.review import is_reviewed
 from engine.status import run_status
+from engine.task_results import task_results
 from engine.task_tables import TaskKind
 from offices import (
     HEADER,
@@ -60,7 +61,11 @@ def test_what_a_reviewer_corrects_takes_the_place_of_what_was_handed_in(office: 
     half = rle(5, 5, 30, 30), rle(5, 5, 30, 17)
     annotated(
         ada,
-        {left: drawn(), moved: drawn(segmentation=half[0]), wrong: drawn(segmentation=rle(40, 40))},
+        {
+            left: drawn(),
+            moved: drawn(segmentation=half[0]),
+            wrong: drawn(segmentation=rle(40, 40, 50, 50)),
+        },
     )
     assert run_status(office.run.store)[0].reviews.left == 1
     assert office.thread.is_alive()  # nothing is sealed before the review
@@ -76,7 +81,7 @@ def test_what_a_reviewer_corrects_takes_the_place_of_what_was_handed_in(office: 
     (record,) = office.run.records(0)
     found = [(m.annotator, m.segmentation.model_dump(mode="json")) for m in record.masks]
     assert found == [("Ada", rle()), ("Rae", half[1]), ("Rae", rle(50, 50, 60, 60))]
-    review = office.desk.queue.results(0, [record.image_id])[record.image_id].review
+    review = task_results(office.desk.queue, 0, [record.image_id])[record.image_id].review
     assert review is not None
     assert review.ious == pytest.approx((1.0, 12 / 25, 0.0))
     assert (review.deleted, review.added, review.seconds) == (1, 1, 4.0)
@@ -186,6 +191,7 @@ def test_roles_and_kinds_are_kept_apart(office: Office) -> None:
     for body in (
         {"verdict": "excellent"},
         {"verdict": "reject", "note": "x" * 5000},
+        {"verdict": "redo", "note": "what PostgreSQL does not keep: \0"},
         {"verdict": "good", "seconds": -1},
         {"verdict": "good", "seconds": "NaN"},
         {"verdict": "good", "owner": "Ada"},
@@ -235,7 +241,7 @@ def test_an_audit_corrects_automatic_masks_and_leaves_the_sealed_ones_alone(
     client = signed_in(desk, accounts, "Rae", Role.REVIEWER)
     assert client.get("/api/me").json()["kinds"] == ["audit"]
     first = claim(client, "audit")
-    before = desk.automatic_masks(first["image_id"])
+    before = desk.rounds.known.automatic_masks(first["image_id"])
     assert [mask["mask_id"] for mask in first["masks"]] == list(before)
     assert [mask["base"] for mask in first["masks"]] == [
         mask["mask"]["segmentation"] for mask in first["masks"]

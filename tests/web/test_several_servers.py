@@ -9,11 +9,28 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from engine.effort import effort
 from engine.embeddings import Embedding
-from offices import HEADER, PEOPLE, Office, claim, drawn, leave, on, open_office, save, submit
+from offices import (
+    HEADER,
+    PEOPLE,
+    Office,
+    claim,
+    drawn,
+    leave,
+    on,
+    open_office,
+    rle,
+    save,
+    settle,
+    submit,
+)
+from stages.records import Rle
 from tiny_runs import MANUAL, TinyRun
+from web.accounts import Role
 from web.app import create_app
 from web.desk import Desk
+from web.open_round import OpenRound
 
 
 @pytest.fixture
@@ -56,7 +73,7 @@ def test_a_server_learns_of_the_next_round_by_what_it_is_asked_for(
     assert embedding.status_code == 200
     decoder = elsewhere["decoder"].get("/api/decoder")
     assert decoder.headers["ETag"] == f'"{second["checkpoint"]}"'
-    assert decoder.content == office.desk.round.decoder.file.content
+    assert decoder.content == office.desk.rounds.known.decoder.file.content
     question = {"image_id": image, "point_coords": [[9, 9], [0, 0]], "point_labels": [1, -1]}
     answers = [c.post("/api/decode", json=question).json() for c in (ada, elsewhere["decode"])]
     assert answers[0] == answers[1]
@@ -70,28 +87,40 @@ def test_a_server_learns_of_the_next_round_by_what_it_is_asked_for(
     leave(office)
 
 
-def test_a_lease_of_a_round_that_is_over_is_refused(tmp_path: Path) -> None:
-    one = MANUAL | PEOPLE | {"images": 1, "retrain": False}
-    office = open_office(TinyRun(tmp_path, [one, one], 2))
-    ada = office.client()
+def test_what_was_handed_in_and_arrives_again_when_the_round_is_over_is_answered_as_before(
+    tmp_path: Path, tasks_url: str | None
+) -> None:
+    one = MANUAL | PEOPLE | {"images": 1, "retrain": False, "review_share": 1.0}
+    office = open_office(TinyRun(tmp_path, [one, one], 2, changes=on(tasks_url)))
+    ada, rae = office.client(), office.client("Rae", Role.REVIEWER)
     late = claim(ada)
+    assert save(ada, late, drawn()) == 204
     assert submit(ada, late) == 204
+    review = claim(rae, "review")
+    assert settle(rae, review) == 204
     deadline = time.monotonic() + 30
-    while office.desk.current_round().index == 0:
+    while office.desk.rounds.current().index == 0:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert submit(ada, late) == 409
+    assert submit(ada, late) == 204
+    assert settle(rae, review, "reject", "changed my mind") == 204
     assert save(ada, late, drawn()) == 409
+    assert submit(ada, late | {"lease": "0" * 32}) == 409
+    (record,) = office.run.records(0)
+    assert len(record.masks) == 1
+    assert effort(office.desk.queue, 0).images == 1
     leave(office)
 
 
 def test_flags_raised_through_two_servers_at_once_all_stay(
-    semi_office: Office,
+    semi_office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = semi_office.client()
     task = claim(ada)
     desk = Desk(semi_office.run.store)
     clients = [ada, beside(semi_office, desk, ada)]
+    many = {number: Rle(**rle()) for number in range(24)}
+    monkeypatch.setattr(OpenRound, "prefilled", lambda *_: many)
 
     def flag(number: int) -> int:
         url = f"/api/tasks/{task['task_id']}/flags/{number}"
@@ -99,8 +128,9 @@ def test_flags_raised_through_two_servers_at_once_all_stay(
         return clients[number % 2].put(url, json=body).status_code
 
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(flag, range(24))) == {204}
-    assert desk.flagged(task["task_id"]) == tuple(range(24))
+        assert set(pool.map(flag, many)) == {204}
+    drafts = desk.queue.drafts(task["task_id"])
+    assert {draft.draft_id for draft in drafts} == {f"flag-{number}" for number in many}
     desk.close()
 
 
@@ -116,10 +146,12 @@ def test_an_embedding_that_nobody_stored_is_asked_for_once(office: Office) -> No
         return np.zeros((1, *task["embedding_shape"]), np.float16)
 
     desk = Desk(office.run.store, embed)
-    assert not desk.embedding(task["image_id"]).any()
-    assert asked == [(task["checkpoint"], desk._corpus.row(task["image_id"]))]
-    assert office.desk.embedding(task["image_id"]).any()  # embeds here, and stores
+    mine = desk.rounds.known
+    assert not desk.images.embedding(mine, task["image_id"]).any()
+    assert asked == [(task["checkpoint"], desk.images.row(task["image_id"]))]
+    stores = office.desk.images  # which embeds here
+    assert stores.embedding(mine, task["image_id"]).any()
     assert stored.exists() or any((office.run.out / "embeddings").rglob("*.npy"))
-    assert desk.embedding(task["image_id"]).any()
+    assert desk.images.embedding(mine, task["image_id"]).any()
     assert len(asked) == 1
     desk.close()
