@@ -19,25 +19,17 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from io import StringIO
 from tempfile import TemporaryDirectory
-from threading import Thread
 from typing import Any
 
 import httpx
 import numpy as np
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
-from rich.console import Console
 
-from benchmarks.annotators import HEADER, server
-from engine.config import parse_config
-from engine.machines import LocalMachines
-from engine.progress import Progress
-from engine.rounds import run_rounds
-from engine.store import Store, open_store
+from benchmarks.annotators import HEADER, server, waiting_desk
+from engine.store import open_store
 from stages.rle import encode_rle
 from web.accounts import Role
-from web.desk import Desk
 from web.serve import accounts_of
 
 SIZE_HW = (1500, 2250)
@@ -91,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         height, width = SIZE_HW
         images = 2 * options.images + 2
         config = CONFIG.format(images=images, height=height, width=width)
-        desk = waiting_desk(store, config)
+        desk, _ = waiting_desk(store, config)
         accounts = accounts_of(store)
         token = accounts.add("Ada", Role.ANNOTATOR)
         with server(folder, options.port) as url, sync_playwright() as playwright:
@@ -110,23 +102,6 @@ def chromium(playwright: Playwright) -> Browser:
     if found is None:
         raise SystemExit("no chromium on the PATH: apt-get install chromium")
     return playwright.chromium.launch(executable_path=found, args=FLAGS)
-
-
-def waiting_desk(store: Store, config: str) -> Desk:
-    """The desk of a run, which waits for people in a thread until this process ends."""
-    quiet = Progress(Console(file=StringIO()))
-    work = (store, parse_config(config, "benchmark"), quiet, LocalMachines())
-    run = Thread(target=run_rounds, args=work, daemon=True)
-    run.start()
-    while run.is_alive():
-        try:
-            desk = Desk(store)
-            if desk.tasks_left():
-                return desk
-        except Exception:  # the run has not come so far
-            pass
-        time.sleep(0.5)
-    raise SystemExit("the run ended before it waited for people")
 
 
 def fill_first_image(url: str, token: str) -> None:

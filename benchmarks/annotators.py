@@ -19,7 +19,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,7 @@ import numpy as np
 from rich.console import Console
 
 from engine.config import parse_config
+from engine.errors import EngineError
 from engine.machines import LocalMachines
 from engine.progress import Progress
 from engine.rounds import run_rounds
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
-        desk, run = waiting_desk(store, options.images)
+        desk, run = waiting_desk(store, CONFIG.format(images=options.images))
         accounts = Accounts(tasks_url(store, desk.config), clock=time.time)
         tokens = {
             f"annotator {number}": accounts.add(f"annotator {number}", Role.ANNOTATOR)
@@ -102,21 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run.join()  # it is sealing its round, in a folder that is about to go
 
 
-def waiting_desk(store: Store, images: int) -> tuple[Desk, threading.Thread]:
+def waiting_desk(store: Store, config: str) -> tuple[Desk, threading.Thread]:
     """The desk of a run, and the run: a thread that waits for people until this process ends."""
-    config = parse_config(CONFIG.format(images=images), "benchmark")
     quiet = Progress(Console(file=StringIO()))
-    work = threading.Thread(
-        target=run_rounds, args=(store, config, quiet, LocalMachines()), daemon=True
-    )
-    work.start()
-    while work.is_alive():
-        try:
+    work = (store, parse_config(config, "benchmark"), quiet, LocalMachines())
+    run = threading.Thread(target=run_rounds, args=work, daemon=True)
+    run.start()
+    while run.is_alive():
+        with suppress(EngineError, FileNotFoundError):  # the run has not come so far
             desk = Desk(store)
-            if desk.tasks_left():
-                return desk, work
-        except Exception:  # the run has not come so far
-            pass
+            with suppress(EngineError):
+                if desk.tasks_left():
+                    return desk, run
+            desk.close()
         time.sleep(0.5)
     raise SystemExit("the run ended before it waited for people")
 

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.annotation_page import chromium, sign_in, wait_until_idle, waiting_desk
-from benchmarks.annotators import server
+from benchmarks.annotation_page import chromium, sign_in, wait_until_idle
+from benchmarks.annotators import server, waiting_desk
 from engine.store import open_store
 from web.accounts import Role
 from web.serve import accounts_of
@@ -68,7 +68,7 @@ def main() -> None:
 def picture_stage_one(browser: Browser, pictures: Path, port: int) -> None:
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
-        desk = waiting_desk(store, STAGE_ONE)
+        desk, _ = waiting_desk(store, STAGE_ONE)
         accounts = accounts_of(store)
         tokens = {name: accounts.add(name, Role.MANAGER) for name in ("Ada", "Grace")}
         with server(folder, port) as url:
@@ -96,7 +96,7 @@ def picture_stage_one(browser: Browser, pictures: Path, port: int) -> None:
 def picture_stage_two(browser: Browser, pictures: Path, port: int) -> None:
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
-        desk = waiting_desk(store, STAGE_TWO)
+        desk, _ = waiting_desk(store, STAGE_TWO)
         token = accounts_of(store).add("Ada", Role.ANNOTATOR)
         with server(folder, port) as url:
             ada = arrive(browser, url, token)

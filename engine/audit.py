@@ -72,7 +72,7 @@ def prepare_audit(
         for record in _sample(store, folder, num_images, seed):
             new += queue.add_audit(round_index, record.image_id, _drafts(record))
             try:
-                context.embedding(corpus.row(record.image_id))
+                context.keep_embedding(corpus.row(record.image_id))
             except UnreadableImageError as error:
                 progress.say(f"{record.file_name}: {error}")  # whoever audits it will be told
             step()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine import layout
 from engine.corpus import CorpusRow
-from engine.embeddings import load_embedding, store_embedding
+from engine.embeddings import has_embedding, load_embedding, store_embedding
 from engine.errors import ConfigError, UnreadableImageError
 from engine.ground_truth import GroundTruth
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
@@ -102,6 +102,15 @@ class WorkerContext:
             if self.spec.keep_embeddings:
                 store_embedding(self.store, self.encoder_sha256, row.sha256, values)
         return torch.from_numpy(values).float().to(self.spec.device)
+
+    def keep_embedding(self, row: CorpusRow) -> None:
+        """See that the embedding of an image is stored, and read nothing when it is.
+
+        Raises:
+            UnreadableImageError: as `read_image`.
+        """
+        if not has_embedding(self.store, self.encoder_sha256, row.sha256):
+            self.embedding(row)
 
 
 def load_run_checkpoint(store: Store, checkpoint: str, device: str = "cpu") -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import computed_field
 
+from engine.stats import ratio
 from engine.task_tables import ANSWERS, TaskKind
 from engine.tasks import TaskQueue
 from stages.records import Record, Verdict
@@ -29,19 +30,19 @@ class Effort(Record):
 
     @computed_field
     def masks_per_image(self) -> float:
-        return self.masks / self.images if self.images else 0.0
+        return ratio(self.masks, self.images)
 
     @computed_field
     def seconds_per_mask(self) -> float:
-        return self.seconds / self.masks if self.masks else 0.0
+        return ratio(self.seconds, self.masks)
 
     @computed_field
     def clicks_per_mask(self) -> float:
-        return self.clicks / self.masks if self.masks else 0.0
+        return ratio(self.clicks, self.masks)
 
     @computed_field
     def brush_share(self) -> float:
-        return self.brushed / self.masks if self.masks else 0.0
+        return ratio(self.brushed, self.masks)
 
 
 class TimedEffort(Effort):
@@ -71,15 +72,15 @@ class Agreement(Record):
     @computed_field
     def mean_iou(self) -> float:
         """Deleted masks count as 0; 0 where nothing was compared."""
-        return self.iou_sum / self.compared if self.compared else 0.0
+        return ratio(self.iou_sum, self.compared)
 
     @computed_field
     def share_above_90(self) -> float:
-        return self.above_90 / self.compared if self.compared else 0.0
+        return ratio(self.above_90, self.compared)
 
     @computed_field
     def share_above_75(self) -> float:
-        return self.above_75 / self.compared if self.compared else 0.0
+        return ratio(self.above_75, self.compared)
 
 
 def effort(queue: TaskQueue, round_index: int) -> Effort:

@@ -18,11 +18,15 @@ Embedding = NDArray[np.float16]
 
 def load_embedding(store: Store, encoder_sha256: str, image_sha256: str) -> Embedding | None:
     """None when it is not stored."""
-    path = layout.embedding_path(encoder_sha256, image_sha256)
-    if not store.exists(path):
+    if not has_embedding(store, encoder_sha256, image_sha256):
         return None
+    path = layout.embedding_path(encoder_sha256, image_sha256)
     values: Embedding = np.load(io.BytesIO(store.read(path)))
     return values
+
+
+def has_embedding(store: Store, encoder_sha256: str, image_sha256: str) -> bool:
+    return store.exists(layout.embedding_path(encoder_sha256, image_sha256))
 
 
 def store_embedding(

@@ -104,7 +104,7 @@ class EmbedUnit:
     def run(self, context: WorkerContext) -> None:
         for row in self.rows:
             with suppress(UnreadableImageError):  # the annotator will be told
-                context.embedding(row)
+                context.keep_embedding(row)
 
 
 def _embed(run: Run, plan: RoundPlan, checkpoint: str) -> None:

@@ -173,26 +173,26 @@ class Stats(Record):
     @property
     def mean_masks_per_image(self) -> float:
         """Over the images whose status is ok, prefilled masks included, as the paper counts."""
-        return _ratio(self.num_masks, self.images.get(ImageStatus.OK, 0))
+        return ratio(self.num_masks, self.images.get(ImageStatus.OK, 0))
 
     @property
     def seconds_per_mask(self) -> float:
         """Annotator time over annotated masks; prefilled ones are not counted, as in the paper."""
-        return _ratio(self.annotator_seconds, self.masks.get(Source.ANNOTATED, 0))
+        return ratio(self.annotator_seconds, self.masks.get(Source.ANNOTATED, 0))
 
     @property
     def clicks_per_mask(self) -> float:
         """Over annotated masks."""
-        return _ratio(self.clicks, self.masks.get(Source.ANNOTATED, 0))
+        return ratio(self.clicks, self.masks.get(Source.ANNOTATED, 0))
 
     @property
     def bytes_per_mask(self) -> float:
-        return _ratio(self.rle_bytes, self.num_masks)
+        return ratio(self.rle_bytes, self.num_masks)
 
     @property
     def worker_seconds_per_image(self) -> float:
         """Zero where annotators do the work, but for what workers prefill."""
-        return _ratio(self.worker_seconds, self.num_images)
+        return ratio(self.worker_seconds, self.num_images)
 
 
 def relative_size(mask: MaskRecord, image: ImageRecord) -> float:
@@ -231,5 +231,6 @@ def _sorted(counts: dict[Key, int]) -> dict[Key, int]:
     return {key: counts[key] for key in sorted(counts, key=str) if counts[key]}
 
 
-def _ratio(amount: float, count: float) -> float:
+def ratio(amount: float, count: float) -> float:
+    """0 where nothing was counted."""
     return amount / count if count else 0.0

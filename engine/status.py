@@ -1,6 +1,7 @@
 """How far a run is: read from its folder, whoever works on it and wherever."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from engine.shards import read_footer
 from engine.stats import Stats
 from engine.store import LocalStore, Store, StoredFile
 from engine.task_tables import TaskKind
-from engine.tasks import TaskCounts
+from engine.tasks import TaskCounts, TaskQueue
 from stages.records import ImageStatus, StageName
 
 NO_TASKS = TaskCounts()
@@ -60,7 +61,8 @@ class RoundStatus:
 
 def run_status(store: Store) -> list[RoundStatus]:
     config = frozen_config(store)
-    return [_round_status(store, config, index) for index in range(len(config.rounds))]
+    with _queue(store, config) as queue:
+        return [_round_status(store, config, index, queue) for index in range(len(config.rounds))]
 
 
 def corpus_lines(store: Store) -> list[str]:
@@ -123,7 +125,9 @@ def round_state(store: Store, folder: str) -> str:
     return "sealed" if store.exists(layout.manifest_path(folder)) else "working"
 
 
-def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus:
+def _round_status(
+    store: Store, config: EngineConfig, index: int, queue: TaskQueue | None
+) -> RoundStatus:
     folder, stage = config.round_folder(index), config.rounds[index].stage
     if not store.exists(layout.plan_path(folder)):
         return RoundStatus(index, stage, "waiting", 0, 0, 0, Stats(), None)
@@ -143,7 +147,7 @@ def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus
         shards_left=left,
         stats=Stats.total(read_footer(store, file.path).stats for file in shards),
         seconds_per_shard=_seconds_per_shard(shards),
-        **_queue_status(store, config, index),
+        **({} if queue is None else _queue_status(queue, config, index)),
     )
 
 
@@ -154,25 +158,26 @@ def _seconds_per_shard(done: Sequence[StoredFile]) -> float | None:
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
-def _queue_status(store: Store, config: EngineConfig, index: int) -> dict[str, Any]:
-    """What the annotation queue knows of a round; nothing where there is none."""
-    in_folder = isinstance(store, LocalStore) and config.execution.tasks_url is None
-    if in_folder and not store.exists(layout.TASKS):  # looking must not create it
-        return {}
-    if not in_folder and config.execution.tasks_url is None:
-        return {}
-    queue = open_queue(store, config)
-    try:
-        counts = queue.all_counts(index)
-        agreement = agreement_by_author(queue, index)
-        audit = audit_report(queue, index)
-    finally:
-        queue.close()
+@contextmanager
+def _queue(store: Store, config: EngineConfig) -> Iterator[TaskQueue | None]:
+    """The annotation queue; None where there is none."""
+    if config.execution.tasks_url is None and not (
+        isinstance(store, LocalStore) and store.exists(layout.TASKS)  # looking must not create it
+    ):
+        yield None
+        return
+    with closing(open_queue(store, config)) as queue:
+        yield queue
+
+
+def _queue_status(queue: TaskQueue, config: EngineConfig, index: int) -> dict[str, Any]:
+    """What the annotation queue knows of a round."""
+    counts, audit = queue.all_counts(index), audit_report(queue, index)
     automatic = config.rounds[index].stage is StageName.FULLY_AUTOMATIC
     return {
         "tasks": None if automatic else counts[TaskKind.ANNOTATE],
         "reviews": counts[TaskKind.REVIEW],
-        "agreement": agreement,
+        "agreement": agreement_by_author(queue, index),
         "audit": audit if audit.tasks != NO_TASKS else None,
     }
 

@@ -107,6 +107,30 @@ def test_a_killed_server_is_waited_for(stage_one: WaitingRound, arrive: Arrive) 
     assert len(submission.masks) == 1
 
 
+def test_an_image_goes_back_with_its_masks_when_its_annotator_is_away_for_long(
+    stage_one: WaitingRound, arrive: Arrive
+) -> None:
+    ada = arrive(stage_one)
+    task_id = ada.task_id
+    ada.click(ada.things["ball"].middle)
+    ada.accept()
+    minutes_later = """minutes => {
+        const now = performance.now.bind(performance);
+        performance.now = () => now() + minutes * 60_000;
+        window.dispatchEvent(new Event("online"));  // the page looks at once how things are
+    }"""
+    ada.page.evaluate(minutes_later, 19)
+    ada.page.wait_for_timeout(500)
+    assert ada.task_id == task_id
+    ada.page.evaluate(minutes_later, 2)
+    ada.until(lambda: "You were away" in ada.status)
+    ada.until(lambda: stage_one.counts().leased == 0)
+    bob = arrive(stage_one, "Bob")
+    assert (bob.task_id, bob.accepted) == (task_id, 1)
+    ada.page.keyboard.press("Shift")  # somebody is there again
+    ada.wait_for_another(task_id)
+
+
 def test_an_expired_lease_passes_the_image_on_with_its_masks(
     stage_one: WaitingRound, arrive: Arrive
 ) -> None:

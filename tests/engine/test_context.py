@@ -70,6 +70,18 @@ def test_an_embedding_is_the_same_made_stored_or_read_back(run: SmallRun) -> Non
     assert made.dtype == torch.float32
 
 
+def test_an_embedding_that_is_stored_is_not_read_to_be_kept(run: SmallRun) -> None:
+    row = run.rows[0]
+    keeping = run.context(keep_embeddings=True)
+    path = embedding_path(encoder_sha256(keeping.checkpoint.sam), row.sha256)
+    keeping.keep_embedding(row)
+    stored = run.store.read(path)
+    run.store.replace(path, b"whoever read this would fail")
+    keeping.keep_embedding(row)
+    run.store.replace(path, stored)
+    assert torch.equal(keeping.embedding(row), run.context().embedding(row))
+
+
 def test_embeddings_of_another_encoder_are_kept_apart(run: SmallRun) -> None:
     save_tiny_sam(str(run.store.root / "checkpoints/other"), seed=1)
     row = run.rows[1]

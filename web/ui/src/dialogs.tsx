@@ -4,7 +4,7 @@ import { KEY_SHEET } from "./keys";
 
 const REVIEWS: [Verdict, string][] = [
   ["good", "good, as I leave it"],
-  ["redo", "to be done again: back to the queue with its masks and my note"],
+  ["redo", "to be done again: back to the queue with my note, its masks as they were handed in"],
   ["reject", "rejected: none of its masks is kept"],
 ];
 const VERDICTS: Record<TaskKind, [Verdict, string][]> = {
