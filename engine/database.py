@@ -35,10 +35,7 @@ def open_database(url: str, tables: sa.MetaData) -> sa.Engine:
         if engine.dialect.name == "postgresql":  # whose IF NOT EXISTS two at once can both pass
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
         for table in tables.sorted_tables:
-            connection.execute(CreateTable(table, if_not_exists=True))
-            _check_columns(connection, table)
-            for index in table.indexes:
-                connection.execute(CreateIndex(index, if_not_exists=True))
+            _create(connection, table)
     return engine
 
 
@@ -63,9 +60,24 @@ def _engine(url: str) -> sa.Engine:
         ) from error
 
 
-def _check_columns(connection: sa.Connection, table: sa.Table) -> None:
+def _create(connection: sa.Connection, table: sa.Table) -> None:
+    """What is missing of a table, and only that: to look for an index with CREATE INDEX, PostgreSQL
+    locks the table, and two who lock tables in different orders wait for each other."""
+    inspector = sa.inspect(connection)
+    if inspector.has_table(table.name):
+        _check_columns(inspector, table)
+        indexes = {index["name"] for index in inspector.get_indexes(table.name)}
+    else:
+        connection.execute(CreateTable(table, if_not_exists=True))
+        indexes = set()
+    for index in table.indexes:
+        if index.name not in indexes:
+            connection.execute(CreateIndex(index, if_not_exists=True))
+
+
+def _check_columns(inspector: sa.Inspector, table: sa.Table) -> None:
     """A database of an earlier version lacks some, and would fail at a later statement."""
-    known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    known = {column["name"] for column in inspector.get_columns(table.name)}
     if missing := [column.name for column in table.columns if column.name not in known]:
         raise StorageError(
             f"the annotation queue was made by an earlier version: table {table.name} has no "

@@ -410,6 +410,24 @@ def test_many_add_the_same_tasks_at_the_same_time(url: str, clock: ManualClock) 
     queue.close()
 
 
+def test_the_queue_is_opened_while_somebody_writes_in_every_table(
+    url: str, clock: ManualClock
+) -> None:
+    """A server that starts, or a status that is asked for, waits for nobody and stops nobody."""
+    first = open_queue(url, clock)
+    first.add(ROUND, [1, 2])
+    lease = claim(first)
+    first.save_draft(lease, "a", "mask")
+    with ThreadPoolExecutor(1) as pool:
+
+        def opened_meanwhile(_: list[Draft]) -> Submission:
+            pool.submit(lambda: open_queue(url, clock).close()).result(timeout=5)
+            return answer()
+
+        assert first.submit_saved(lease, opened_meanwhile)
+    first.close()
+
+
 def test_a_submission_that_arrives_twice_at_once_counts_once(queue: TaskQueue) -> None:
     queue.add(ROUND, range(20))
     with ThreadPoolExecutor(4) as pool:
