@@ -114,16 +114,21 @@ def test_an_image_goes_back_with_its_masks_when_its_annotator_is_away_for_long(
     task_id = ada.task_id
     ada.click(ada.things["ball"].middle)
     ada.accept()
-    minutes_later = """minutes => {
+    later = """milliseconds => {
         const now = performance.now.bind(performance);
-        performance.now = () => now() + minutes * 60_000;
-        window.dispatchEvent(new Event("online"));  // the page looks at once how things are
+        performance.now = () => now() + milliseconds;
     }"""
-    ada.page.evaluate(minutes_later, 19)
+
+    def said() -> str:
+        ada.page.evaluate("dispatchEvent(new Event('online'))")  # the page looks how things are
+        return ada.status
+
+    ada.page.evaluate(later, 19 * 60_000)
+    said()
     ada.page.wait_for_timeout(500)
     assert ada.task_id == task_id
-    ada.page.evaluate(minutes_later, 2)
-    ada.until(lambda: "You were away" in ada.status)
+    ada.page.evaluate(later, 2 * 60_000)
+    ada.until(lambda: "You were away" in said())
     ada.until(lambda: stage_one.counts().leased == 0)
     bob = arrive(stage_one, "Bob")
     assert (bob.task_id, bob.accepted) == (task_id, 1)
