@@ -29,19 +29,13 @@ from model.interactions import InteractionConfig
 from model.joint_training import JointConfig, JointModel, JointTrainer
 from model.pretraining import Pretrainer, PretrainingConfig
 from model.sam import Sam, SamConfig
-from model.tiny_vit import TinyViTConfig
+from model.tiny_vit import TinyViTConfig, fit_attention_biases
 from stages.evaluation import ClickScores, evaluate_image
 from stages.predictor import Predictor, embed
 from stages.rle import decode_rle
 
 log = logging.getLogger("seed_checkpoint")
 
-SA_TINY = SamConfig(
-    image_encoder=TinyViTConfig(
-        embed_dims=(48, 96, 160, 320), num_heads=(2, 3, 5, 5), window_sizes=(8, 8, 8, 24)
-    ),
-    image_size=384,
-)
 EMBEDDER = PretrainingConfig(steps=1000, final_share=0.8)
 SAVE_EVERY = 100
 EVALUATE_EVERY = 400
@@ -54,6 +48,17 @@ class Phase:
     batch_images: int
     clicks_per_image: int
     config: PretrainingConfig | JointConfig
+    last_window: int = 24
+    """Of the image encoder's last stage; larger than the phase before, its biases are resampled."""
+
+    @property
+    def sam(self) -> SamConfig:
+        encoder = TinyViTConfig(
+            embed_dims=(48, 96, 160, 320),
+            num_heads=(2, 3, 5, 5),
+            window_sizes=(8, 8, 8, self.last_window),
+        )
+        return SamConfig(image_encoder=encoder, image_size=self.image_size)
 
 
 INTERACTIONS = InteractionConfig(
@@ -129,6 +134,21 @@ PHASES = (
             embedding_weight=0.0,
             interactions=LOOKING,
         ),
+    ),
+    Phase(
+        "sharp-512",
+        512,
+        2,
+        12,
+        JointConfig(
+            steps=1600,
+            learning_rate=2e-4,
+            warmup_steps=60,
+            prompts_per_image=8,
+            embedding_weight=0.0,
+            interactions=LOOKING,
+        ),
+        last_window=32,
     ),
 )
 
@@ -224,7 +244,7 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
 
 def new_trainer(phase: Phase, work: Path) -> Pretrainer | JointTrainer:
     """A phase begins with the averaged weights that the one before it ended with."""
-    sam = Sam(SA_TINY.model_copy(update={"image_size": phase.image_size}))
+    sam = Sam(phase.sam)
     index = PHASES.index(phase)
     before = None
     if index > 0:
@@ -236,7 +256,7 @@ def new_trainer(phase: Phase, work: Path) -> Pretrainer | JointTrainer:
     if before is not None and index == 1:
         model.start_from(before)
     elif before is not None:
-        model.load_state_dict(before)
+        model.load_state_dict(fit_attention_biases(before, model.state_dict()))
     return JointTrainer(model, phase.config)
 
 
@@ -267,7 +287,7 @@ def export(work: Path, directory: Path, data: Data) -> None:
     """Write the averaged weights of the last phase that was run, with their figures."""
     phase = next(p for p in reversed(PHASES) if (work / f"{p.name}.pt").exists())
     state = torch.load(work / f"{phase.name}.pt", weights_only=True)
-    model = JointModel(Sam(SA_TINY), EMBEDDER)
+    model = JointModel(Sam(phase.sam), EMBEDDER)
     model.load_state_dict(state["averaged"])
     sam = model.sam.eval()
     lineage = Lineage(

@@ -7,6 +7,8 @@ Any input size works that is a multiple of 16: windows that do not fit are padde
 
 # Axes: B images, C channels, (H, W) the feature map of a stage, N tokens of a window.
 
+from collections.abc import Mapping
+from math import isqrt
 from typing import Literal
 
 import torch
@@ -275,6 +277,28 @@ def _stage(config: TinyViTConfig, index: int) -> EncoderStage:
     if index < 3:
         downsample = PatchMerging(dim, config.embed_dims[index + 1], stride=1 if index == 2 else 2)
     return EncoderStage(blocks, downsample)
+
+
+def fit_attention_biases(
+    state: dict[str, Tensor], wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights of an encoder for another that differs in its windows alone.
+
+    A bias belongs to a distance; in a window of more cells for the same part of the image, the
+    biases of the distances between are interpolated, as Swin V2 does with its tables.
+
+    Args:
+        state: `state_dict` of a module with such an encoder in it.
+        wanted: that of the same module with the other windows.
+    """
+    fitted = dict(state)
+    for name, biases in state.items():
+        if name.endswith("attention_biases") and biases.shape != wanted[name].shape:
+            heads, old, new = len(biases), *(isqrt(x.shape[1]) for x in (biases, wanted[name]))
+            table = biases.view(1, heads, old, old)
+            table = F.interpolate(table, (new, new), mode="bilinear", align_corners=True)
+            fitted[name] = table.view(heads, new**2)
+    return fitted
 
 
 def _distance_ids(window_size: int) -> Tensor:

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from model.tiny_vit import TinyViT, TinyViTConfig, join_windows, split_windows
+from model.tiny_vit import (
+    TinyViT,
+    TinyViTConfig,
+    fit_attention_biases,
+    join_windows,
+    split_windows,
+)
 
 SMALL = TinyViTConfig(
     embed_dims=(8, 16, 16, 32),
@@ -129,3 +135,21 @@ def test_unused_classifier_does_not_learn() -> None:
 def test_widths_that_heads_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="no multiple of 3"):
         TinyViTConfig(num_heads=(2, 3, 5, 10))
+
+
+def test_biases_fit_a_window_of_more_cells_for_the_same_part_of_the_image() -> None:
+    """A bias linear in the distance stays linear, from no distance to the whole window."""
+    coarse = TinyViT(SMALL)
+    fine = TinyViT(SMALL.model_copy(update={"window_sizes": (7, 7, 7, 13)}))
+    steps = torch.arange(7.0)
+    slopes = torch.tensor([1.0, -2.0, 0.5, 0.0])
+    learned = slopes[:, None, None] * (steps[:, None] + 2 * steps)
+    state = coarse.state_dict()
+    state["layers.3.blocks.0.attn.attention_biases"] = learned.flatten(1)
+    fitted = fit_attention_biases(state, fine.state_dict())
+    halves = torch.arange(13.0) / 2
+    expected = slopes[:, None, None] * (halves[:, None] + 2 * halves)
+    found = fitted["layers.3.blocks.0.attn.attention_biases"]
+    assert torch.allclose(found, expected.flatten(1), atol=1e-5)
+    fine.load_state_dict(fitted)
+    assert torch.equal(fine.state_dict()["neck.0.weight"], state["neck.0.weight"])
