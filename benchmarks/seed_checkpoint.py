@@ -3,7 +3,7 @@
     python -m benchmarks.seed_checkpoint --photographs bsds coco --scenes 1500 --work runs/seed \
         --out model/checkpoints/sa-tiny
 
-Phases: the encoder alone on pixel embeddings, then everything together at two input sizes. Each
+Phases: the encoder alone on pixel embeddings, then everything together at growing input sizes. Each
 phase is resumed where it was stopped when the same command is given again. `log.jsonl` in the work
 folder holds losses and held-out figures. Folders of photographs are COCO-style: `images/` beside
 `instances.json`; what is held out of them, see `benchmarks/seed_data.py`, is never trained on.
