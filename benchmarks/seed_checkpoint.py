@@ -7,6 +7,9 @@ Phases: the encoder alone on pixel embeddings, then everything together at growi
 phase is resumed where it was stopped when the same command is given again. `log.jsonl` in the work
 folder holds losses and held-out figures. Folders of photographs are COCO-style: `images/` beside
 `instances.json`; what is held out of them, see `benchmarks/seed_data.py`, is never trained on.
+
+Every process computes on one core. Under `torchrun --standalone --nproc-per-node N -m
+benchmarks.seed_checkpoint` N of them share each step, which then sees N times the images.
 """
 
 import argparse
@@ -20,9 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 
-from benchmarks.seed_data import ClickBatches, LabelledImage, SampleSource, read_folder
+from benchmarks.seed_data import (
+    MILD,
+    STRONG,
+    Augmentation,
+    ClickBatches,
+    LabelledImage,
+    SampleSource,
+    read_folder,
+)
 from engine.scenes import write_scenes
 from model.checkpoint import Lineage, save_checkpoint
 from model.interactions import InteractionConfig
@@ -50,6 +62,9 @@ class Phase:
     config: PretrainingConfig | JointConfig
     last_window: int = 24
     """Of the image encoder's last stage; larger than the phase before, its biases are resampled."""
+    augmentation: Augmentation = STRONG
+    scenes: float = 0.25
+    """Share of the drawn scenes in the samples, over that of one folder of photographs."""
 
     @property
     def sam(self) -> SamConfig:
@@ -150,12 +165,31 @@ PHASES = (
         ),
         last_window=32,
     ),
+    Phase(
+        "wide-512",
+        512,
+        2,
+        12,
+        JointConfig(
+            steps=2000,
+            learning_rate=3e-4,
+            warmup_steps=80,
+            prompts_per_image=8,
+            embedding_weight=0.0,
+            correct_every=4,
+            interactions=LOOKING.model_copy(update={"num_corrections": 3}),
+        ),
+        last_window=32,
+        augmentation=MILD,
+        scenes=0.1,
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Data:
-    training: Sequence[tuple[float, Sequence[LabelledImage]]]
+    photographs: Sequence[Sequence[LabelledImage]]
+    scenes: Sequence[LabelledImage]
     held_out: dict[str, Sequence[LabelledImage]]
 
 
@@ -163,12 +197,14 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
     data = gather(arguments)
     for phase in PHASES:
         if arguments.stop_after in {p.name for p in PHASES[: PHASES.index(phase)]}:
             break
         run_phase(phase, data, arguments.work, arguments.seed)
-    if arguments.out is not None:
+    if arguments.out is not None and process_rank() == 0:
         export(arguments.work, arguments.out, data)
 
 
@@ -188,21 +224,22 @@ def parse_arguments() -> argparse.Namespace:
 def gather(arguments: argparse.Namespace) -> Data:
     arguments.work.mkdir(parents=True, exist_ok=True)
     scenes = arguments.work / "scenes"
-    if not (scenes / "instances.json").exists():
+    if process_rank() == 0 and not (scenes / "instances.json").exists():
         write_scenes(scenes, arguments.seed, arguments.scenes, (360, 480))
+    wait_for_all()
     # A region that one annotator alone drew is a matter of taste, most often a small one.
-    training = [
-        (1.0, read_folder(folder, held_out=False, min_votes=2)) for folder in arguments.photographs
+    photographs = [
+        read_folder(folder, held_out=False, min_votes=2) for folder in arguments.photographs
     ]
-    training.append((0.25 * len(training), read_folder(scenes, held_out=False)))
     held_out: dict[str, Sequence[LabelledImage]] = {
         folder.name: read_folder(folder, held_out=True, min_votes=2)
         for folder in arguments.photographs
     }
-    return Data(training, held_out)
+    return Data(photographs, read_folder(scenes, held_out=False), held_out)
 
 
 def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
+    rank = process_rank()
     torch.manual_seed(seed)
     state_file = work / f"{phase.name}.pt"
     trainer = new_trainer(phase, work)
@@ -211,9 +248,11 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
         log.info("%s: resumed at step %d", phase.name, trainer.step_count)
     if trainer.step_count >= phase.config.steps:
         return
+    collections = [(1.0, images) for images in data.photographs]
+    collections.append((phase.scenes * len(collections), data.scenes))
     batches = ClickBatches(
-        SampleSource(data.training, phase.image_size),
-        seed=seed + 1000 * PHASES.index(phase),
+        SampleSource(collections, phase.image_size, phase.augmentation),
+        seed=seed + 1000 * PHASES.index(phase) + 100_000 * rank,
         first=trainer.step_count,
         images=phase.batch_images,
         clicks=phase.clicks_per_image,
@@ -225,9 +264,11 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
     started = time.monotonic()
     while trainer.step_count < phase.config.steps:
         step = trainer.step_count
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((seed + 1000 * rank) * 1_000_003 + step)
         sums.update(trainer.step(next(loader), generator))
         step += 1
+        if rank > 0:
+            continue
         if step % 25 == 0:
             figures = {name: value / 25 for name, value in sums.items()}
             figures["seconds"] = (time.monotonic() - started) / 25
@@ -240,6 +281,16 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
             if isinstance(trainer, JointTrainer) and trainer.config.prompts_per_image:
                 write_line(work, phase, step, held_out_figures(trainer.averaged.sam, data))
             started = time.monotonic()
+    wait_for_all()
+
+
+def process_rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def new_trainer(phase: Phase, work: Path) -> Pretrainer | JointTrainer:

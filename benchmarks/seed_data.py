@@ -57,6 +57,18 @@ class Sample:
     """The part that is not padding."""
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    paste_probability: float
+    """Of regions of another image over this one."""
+    whole_probability: float
+    """Of the whole image at the size at which it is seen when used, without jitter."""
+
+
+STRONG = Augmentation(paste_probability=0.25, whole_probability=0.35)
+MILD = Augmentation(paste_probability=0.1, whole_probability=0.5)
+
+
 def is_held_out(sha256: str, split: str) -> bool:
     """Whether an image is for evaluation only, by its file's hash and its folder's own split."""
     return split.startswith(("val", "test")) or int(sha256[:8], 16) / 2**32 < HELD_OUT_SHARE
@@ -111,16 +123,20 @@ class SampleSource:
     """Draws augmented samples from several collections of images, in given proportions."""
 
     def __init__(
-        self, collections: Sequence[tuple[float, Sequence[LabelledImage]]], size: int
+        self,
+        collections: Sequence[tuple[float, Sequence[LabelledImage]]],
+        size: int,
+        augmentation: Augmentation = STRONG,
     ) -> None:
         shares = np.array([share for share, images in collections if images])
         self.shares = shares / shares.sum()
         self.collections = [images for _, images in collections if images]
         self.size = size
+        self.augmentation = augmentation
 
     def sample(self, rng: np.random.Generator, max_masks: int) -> Sample:
         sample = self._plain(rng, max_masks)
-        if rng.random() < 0.25:
+        if rng.random() < self.augmentation.paste_probability:
             sample = paste(sample, self._plain(rng, 12), rng)
         return Sample(
             distort_colours(sample.pixels, sample.size_hw, rng), sample.masks, sample.size_hw
@@ -129,19 +145,25 @@ class SampleSource:
     def _plain(self, rng: np.random.Generator, max_masks: int) -> Sample:
         while True:
             images = self.collections[rng.choice(len(self.collections), p=self.shares)]
-            sample = crop_sample(images[int(rng.integers(len(images)))], self.size, max_masks, rng)
+            image = images[int(rng.integers(len(images)))]
+            whole = self.augmentation.whole_probability
+            sample = crop_sample(image, self.size, max_masks, rng, whole)
             if len(sample.masks):
                 return sample
 
 
 def crop_sample(
-    image: LabelledImage, size: int, max_masks: int, rng: np.random.Generator
+    image: LabelledImage,
+    size: int,
+    max_masks: int,
+    rng: np.random.Generator,
+    whole_probability: float,
 ) -> Sample:
     """Large-scale jitter: a random window of the image, or the whole of it made smaller."""
     height, width = image.size_hw
     scale = size / max(height, width) * float(np.exp(rng.uniform(np.log(0.7), np.log(2.0))))
-    if rng.random() < 0.35:
-        scale = size / max(height, width)  # as it will be seen when used
+    if rng.random() < whole_probability:
+        scale = size / max(height, width)
     stretch = float(np.exp(rng.uniform(-0.12, 0.12)))
     scale_x, scale_y = scale * stretch, scale / stretch
     out_w = min(size, max(64, round(width * scale_x / 4) * 4))

@@ -9,6 +9,7 @@ checkpoint, is model/training.py.
 # Axes: B images, K clicks of one image.
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -35,6 +36,9 @@ class JointConfig(AveragedConfig):
     """Steps at the beginning in which the decoder learns alone: half the work of a whole step."""
     embedding_weight: float = 0.5
     """Of the pixel embeddings' loss, beside the decoder's."""
+    correct_every: int = Field(default=1, ge=1)
+    """Corrections follow the first answer in every n-th step only: they cost as much as it does,
+    each, and the others teach more images in the same time."""
     interactions: InteractionConfig
 
 
@@ -106,11 +110,14 @@ class JointTrainer(AveragedTraining[JointModel]):
     def _interact(
         self, embeddings: Tensor, targets: Targets, generator: torch.Generator
     ) -> dict[str, float]:
+        interactions = self.config.interactions
+        if self.step_count % self.config.correct_every > 0:
+            interactions = interactions.model_copy(update={"num_corrections": 0, "num_repeats": 0})
         # With so few tokens the plain attention trains twice as fast as the fused one on CPU.
         with sdpa_kernel(SDPBackend.MATH):
             return backward_interactions(
                 self.model.sam,
-                self.config.interactions,
+                interactions,
                 embeddings,
                 targets,
                 generator,

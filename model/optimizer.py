@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import nn
 
 from model.layers import DropPath
@@ -47,6 +48,21 @@ def scheduled_learning_rate(
     warmup = min(1.0, (step + 1) / max(warmup_steps, 1))
     num_decays = sum(step >= decay_step for decay_step in decay_steps)
     return peak * warmup * decay_factor**num_decays
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Mean over all processes of the group, where there is one.
+
+    A process whose batch taught nothing counts as zero.
+    """
+    group = torch.distributed
+    if not group.is_available() or not group.is_initialized() or group.get_world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        group.all_reduce(parameter.grad)
+        parameter.grad /= group.get_world_size()
 
 
 def set_drop_path(encoder: nn.Module, probability: float) -> None:

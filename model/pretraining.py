@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from model.layers import LayerNorm2d
 from model.losses import embedding_loss, keep_layout
+from model.optimizer import average_gradients
 from model.tiny_vit import TinyViT
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -166,7 +167,10 @@ class AveragedTraining(Generic[Model]):
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
     def descend(self) -> dict[str, float]:
-        """One step of the optimiser along the gradients that are there, which it clears."""
+        """One step of the optimiser along the gradients that are there, which it clears.
+
+        In a process group all take the same step, along the mean of their gradients.
+        """
         recipe = self.recipe
         rate = recipe.learning_rate * schedule(
             self.step_count,
@@ -176,6 +180,7 @@ class AveragedTraining(Generic[Model]):
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        average_gradients([p for p in self.model.parameters() if p.requires_grad])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from model.interactions import InteractionConfig, Targets, backward_interactions
 from model.optimizer import (
+    average_gradients,
     build_optimizer,
     scheduled_learning_rate,
     set_drop_path,
@@ -182,17 +182,6 @@ class Trainer:
 
     def _learning_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.sam.parameters() if parameter.requires_grad]
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean over all workers; a worker whose batch taught nothing counts as zero."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        torch.distributed.all_reduce(parameter.grad)
-        parameter.grad /= torch.distributed.get_world_size()
 
 
 def _resize(masks: Tensor, size: int) -> Tensor:

@@ -122,7 +122,7 @@ def test_cropped_masks_still_lie_on_what_they_outline(folder: Path, tmp_path: Pa
     Image.fromarray(pixels).save(tmp_path / "square.png")
     image = LabelledImage(tmp_path / "square.png", (60, 80), (encode_rle(mask),), (1.0,))
     for seed in range(20):
-        sample = crop_sample(image, SIZE, 1, np.random.default_rng(seed))
+        sample = crop_sample(image, SIZE, 1, np.random.default_rng(seed), whole_probability=0.5)
         if len(sample.masks):
             bright = sample.pixels[2::4, 2::4, 0] > 127
             assert (bright ^ sample.masks[0]).mean() < 0.06
@@ -131,7 +131,7 @@ def test_cropped_masks_still_lie_on_what_they_outline(folder: Path, tmp_path: Pa
 def test_pasted_regions_cover_what_was_there(folder: Path) -> None:
     images = read_folder(folder, held_out=False)
     rng = np.random.default_rng(0)
-    below, above = (crop_sample(image, SIZE, 8, rng) for image in images[:2])
+    below, above = (crop_sample(image, SIZE, 8, rng, whole_probability=0.5) for image in images[:2])
     both = paste(below, above, rng)
     assert both.size_hw == below.size_hw
     assert len(both.masks) > 0

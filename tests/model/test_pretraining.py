@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.interactions import InteractionConfig
 from model.joint_training import JointConfig, JointModel, JointTrainer, aim_at_prompts
@@ -114,6 +115,20 @@ def test_joint_step_teaches_encoder_and_decoder() -> None:
     after = sam.state_dict()
     for name in ("image_encoder.neck.0.weight", "mask_decoder.mask_tokens.weight"):
         assert not torch.equal(before[name], after[name])
+
+
+def test_corrections_follow_in_every_nth_step_only() -> None:
+    model = JointModel(Sam(SamConfig(image_encoder=ENCODER, image_size=64, embed_dim=32)), CONFIG)
+    asked: list[Tensor | None] = []
+    prompt_encoder = model.sam.prompt_encoder
+    prompt_encoder.register_forward_pre_hook(lambda _, given: asked.append(given[0].mask_input))
+    interactions = JOINT.interactions.model_copy(update={"box_probability": 0.0})
+    config = JOINT.model_copy(update={"correct_every": 3, "interactions": interactions})
+    trainer = JointTrainer(model, config)
+    for answers in (2, 1, 1, 2):
+        asked.clear()
+        trainer.step(squares(), torch.Generator().manual_seed(0))
+        assert [mask is not None for mask in asked] == [False, True][:answers]
 
 
 def test_decoder_leaves_the_encoder_alone_in_its_first_steps() -> None:

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from model.image_encoder import ViTConfig
 from model.mask_decoder import MaskPrediction
-from model.optimizer import build_optimizer, scheduled_learning_rate, set_drop_path
+from model.optimizer import (
+    average_gradients,
+    build_optimizer,
+    scheduled_learning_rate,
+    set_drop_path,
+)
 from model.prompt_encoder import Prompts
 from model.sam import PRESETS, Sam, SamConfig
 from model.tiny_vit import TinyViTConfig
-from model.training import Trainer, TrainingBatch, TrainingConfig, average_gradients
+from model.training import Trainer, TrainingBatch, TrainingConfig
 
 torch.set_num_threads(1)
 
