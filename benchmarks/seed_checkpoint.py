@@ -171,7 +171,7 @@ PHASES = (
         2,
         12,
         JointConfig(
-            steps=2000,
+            steps=1700,
             learning_rate=3e-4,
             warmup_steps=80,
             prompts_per_image=8,
