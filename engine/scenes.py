@@ -78,19 +78,26 @@ def draw_scene(seed: int, index: int, size_hw: tuple[int, int] = (480, 640)) -> 
 
 
 def write_scenes(
-    directory: Path, seed: int, count: int, size_hw: tuple[int, int] = (480, 640)
+    directory: Path,
+    seed: int,
+    count: int,
+    size_hw: tuple[int, int] = (480, 640),
+    draw: Callable[[int, int, tuple[int, int]], Scene] = draw_scene,
 ) -> None:
     """Lay scenes out as a COCO-style folder: `images/*.jpg` and `instances.json`.
 
     Images that are already there are kept, the JSON is written last: repeating a stopped call
     completes the folder.
+
+    Args:
+        draw: the scene of a seed, an index and a size.
     """
     images_dir = directory / "images"
     images_dir.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
-        scene = draw_scene(seed, index, size_hw)
+        scene = draw(seed, index, size_hw)
         name = f"scene_{seed}_{index:06d}.jpg"
         if not (images_dir / name).exists():
             encoded = io.BytesIO()
@@ -305,7 +312,7 @@ def _blur(values: Field, radius: float) -> Field:
     return np.asarray(large, dtype=np.float32) / np.float32(255)
 
 
-def _noise(size_hw: tuple[int, ...], cells: float, rng: Rng) -> Field:
+def smooth_noise(size_hw: tuple[int, ...], cells: float, rng: Rng) -> Field:
     """Smooth noise of unit deviation; `cells` across the longer side."""
     h, w = size_hw
     scale = cells / max(h, w)
@@ -329,7 +336,7 @@ def _texture(size_hw: tuple[int, ...], palette: Field, rng: Rng, *, calm: bool) 
     octaves = 0.5 ** np.arange(3) if rng.random() < 0.5 else np.array([0.3, 0.5, 0.6])
     start = rng.uniform(1.5, 5)
     mix = sum(
-        weight * _noise((h, w), min(start * 4.0**i, longest / 2), rng)
+        weight * smooth_noise((h, w), min(start * 4.0**i, longest / 2), rng)
         for i, weight in enumerate(octaves)
     )
     pattern = rng.choice(["noise", "stripes", "checks", "spots"], p=[0.74, 0.12, 0.04, 0.1])
@@ -363,7 +370,7 @@ def _pattern(kind: str, size_hw: tuple[int, int], warp: Field, rng: Rng) -> Fiel
 def _photograph(pixels: Field, rng: Rng) -> NDArray[np.uint8]:
     """What a camera does: uneven light, soft lens, sensor noise, tone curve, JPEG."""
     H, W, _ = pixels.shape
-    light = 1 + np.float32(rng.uniform(0, 0.2)) * _noise((H, W), rng.uniform(1.5, 4), rng)
+    light = 1 + np.float32(rng.uniform(0, 0.2)) * smooth_noise((H, W), rng.uniform(1.5, 4), rng)
     gain = np.exp(rng.normal(0, 0.08, 3)).astype(np.float32)
     exposed = np.clip(pixels * light[..., None] * gain, 0, 1) ** np.float32(rng.uniform(0.75, 1.2))
     image = Image.fromarray((exposed * 255).astype(np.uint8))

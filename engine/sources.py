@@ -17,7 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 from engine.coco import read_coco
 from engine.errors import ConfigError
-from engine.scenes import write_scenes
+from engine.micrographs import draw_micrograph
+from engine.scenes import draw_scene, write_scenes
 from engine.store import Store, open_store, read_uri
 from engine.uris import child_uri, is_uri, parent_uri, path_of
 
@@ -94,12 +95,14 @@ class CocoSource(_Source):
 
 
 class ScenesSource(_Source):
-    """Drawn scenes with exact masks: ground truth that needs no download."""
+    """Drawn images with exact masks: ground truth that needs no download."""
 
     kind: Literal["scenes"] = "scenes"
     count: PositiveInt
     seed: int = 0
     size_hw: tuple[PositiveInt, PositiveInt] = (384, 512)
+    style: Literal["photograph", "micrograph"] = "photograph"
+    """The shipped checkpoint learnt from scenes like photographs, and never saw a micrograph."""
 
 
 class SkimageSource(_Source):
@@ -244,7 +247,8 @@ def _publish_scenes(source: ScenesSource, store: Store) -> str:
     folder = f"sources/{source.name}"
     if not store.exists(f"{folder}/instances.json"):
         with tempfile.TemporaryDirectory() as drawn:
-            write_scenes(Path(drawn), seed=source.seed, count=source.count, size_hw=source.size_hw)
+            draw = draw_micrograph if source.style == "micrograph" else draw_scene
+            write_scenes(Path(drawn), source.seed, source.count, source.size_hw, draw)
             written = sorted(path for path in Path(drawn).rglob("*") if path.is_file())
             # The JSON file last: it says that all images are there.
             for path in sorted(written, key=lambda path: path.suffix == ".json"):

@@ -6,6 +6,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from engine.errors import ConfigError, CorruptFileError
 from engine.images import ImageLimits, read_pixels
+from engine.micrographs import draw_micrograph
+from engine.scenes import draw_scene
 from engine.sources import (
     PHOTOGRAPHS,
     CocoSource,
@@ -193,6 +195,15 @@ def test_scenes_are_drawn_into_the_run_once(store):
     assert read_pixels(read_uri(images[0].uri), ImageLimits()).shape == (64, 96, 3)
     assert list_images(source, store) == images
     assert {stored.path: store.read(stored.path) for stored in store.list()} == before
+
+
+def test_scenes_come_in_the_style_that_was_asked_for(store):
+    source = ScenesSource(name="cells", count=1, seed=3, size_hw=(64, 96), style="micrograph")
+    (image,) = list_images(source, store)
+    pixels = read_pixels(read_uri(image.uri), ImageLimits()).astype(float)
+    drawn = {draw: draw(3, 0, (64, 96)).pixels for draw in (draw_micrograph, draw_scene)}
+    distances = {draw: abs(pixels - expected).mean() for draw, expected in drawn.items()}
+    assert min(distances, key=distances.get) is draw_micrograph
 
 
 @pytest.mark.parametrize(
