@@ -37,7 +37,7 @@ class Click:
 GOOD = (
     Click("astronaut.png", "head", 215, 110),
     Click("coffee.png", "inside of the cup", 290, 140),
-    Click("rocket.jpg", "sky", 200, 60),
+    Click("coffee.png", "spoon", 365, 280),
     Click("motorcycle_left.png", "tank", 420, 215),
     Click("chelsea.png", "iris", 172, 116),
 )

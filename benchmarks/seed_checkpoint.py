@@ -8,8 +8,8 @@ phase is resumed where it was stopped when the same command is given again. `log
 folder holds losses and held-out figures. Folders of photographs are COCO-style: `images/` beside
 `instances.json`; what is held out of them, see `benchmarks/seed_data.py`, is never trained on.
 
-Every process computes on one core. Under `torchrun --standalone --nproc-per-node N -m
-benchmarks.seed_checkpoint` N of them share each step, which then sees N times the images.
+A process computes on one core. Under `torchrun --standalone --nproc-per-node 2 -m
+benchmarks.seed_checkpoint` two of them share the images of a step, in phases where these are even.
 """
 
 import argparse
@@ -168,7 +168,7 @@ PHASES = (
     Phase(
         "wide-512",
         512,
-        2,
+        4,
         12,
         JointConfig(
             steps=1700,
@@ -239,7 +239,7 @@ def gather(arguments: argparse.Namespace) -> Data:
 
 
 def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
-    rank = process_rank()
+    rank, share = process_rank(), images_of_each(phase)
     torch.manual_seed(seed)
     state_file = work / f"{phase.name}.pt"
     trainer = new_trainer(phase, work)
@@ -252,9 +252,9 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
     collections.append((phase.scenes * len(collections), data.scenes))
     batches = ClickBatches(
         SampleSource(collections, phase.image_size, phase.augmentation),
-        seed=seed + 1000 * PHASES.index(phase) + 100_000 * rank,
+        seed=seed + 1000 * PHASES.index(phase),
         first=trainer.step_count,
-        images=phase.batch_images,
+        places=range(rank * share, (rank + 1) * share),
         clicks=phase.clicks_per_image,
     )
     loader = iter(
@@ -286,6 +286,16 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
 
 def process_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def images_of_each(phase: Phase) -> int:
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if phase.batch_images % processes:
+        raise SystemExit(
+            f"{phase.name} takes {phase.batch_images} images a step, which {processes} processes "
+            "cannot share evenly: run this phase with fewer, and the same command goes on"
+        )
+    return phase.batch_images // processes
 
 
 def wait_for_all() -> None:

@@ -250,13 +250,17 @@ def click_in(mask: Mask, rng: np.random.Generator) -> tuple[int, int]:
 
 
 class ClickBatches(torch.utils.data.IterableDataset[ClickBatch]):
-    """Batches for pretraining from `first` on; batch number n is always the same."""
+    """Batches for pretraining from `first` on; batch number n is always the same.
+
+    Args:
+        places: of a batch, those that this process takes; others may take the rest.
+    """
 
     def __init__(
-        self, source: SampleSource, *, seed: int, first: int, images: int, clicks: int
+        self, source: SampleSource, *, seed: int, first: int, places: range, clicks: int
     ) -> None:
         self.source, self.seed, self.first = source, seed, first
-        self.images, self.clicks = images, clicks
+        self.places, self.clicks = places, clicks
 
     def __iter__(self) -> Iterator[ClickBatch]:
         torch.set_num_threads(1)
@@ -267,7 +271,7 @@ class ClickBatches(torch.utils.data.IterableDataset[ClickBatch]):
 
     def batch(self, index: int) -> ClickBatch:
         images, clicks, masks, valid = [], [], [], []
-        for place in range(self.images):
+        for place in self.places:
             rng = np.random.default_rng([self.seed, index, place])
             sample = self.source.sample(rng, self.clicks)
             count = len(sample.masks)

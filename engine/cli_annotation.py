@@ -74,7 +74,7 @@ def audit(
         out.print(line, highlight=False)
     if report.tasks.left:
         out.print(
-            f"{report.tasks.left} images wait for a reviewer or manager: sa-engine annotate "
+            f"images that wait for a reviewer or manager: {report.tasks.left}; sa-engine annotate "
             f"{folder}",
             highlight=False,
         )

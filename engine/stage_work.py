@@ -143,8 +143,8 @@ def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
             left = now
     if reviews:
         run.progress.say(
-            f"round {index}: {reviews} images wait for review, by somebody of role reviewer or "
-            "manager who had no hand in them: sa-engine annotators add "
+            f"round {index}: images that wait for review: {reviews}, by somebody of role "
+            "reviewer or manager who had no hand in them: sa-engine annotators add "
             f"{run.store.uri} NAME --role reviewer"
         )
         while sum(_left(run, queue, index)):  # reviewers may send some back
