@@ -61,8 +61,12 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        group.all_reduce(parameter.grad)
-        parameter.grad /= group.get_world_size()
+    # All at once: one after the other, hundreds of small messages take several times as long.
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    messages = [group.all_reduce(gradient, async_op=True) for gradient in gradients]
+    for message, gradient in zip(messages, gradients, strict=True):
+        message.wait()
+        gradient /= group.get_world_size()
 
 
 def set_drop_path(encoder: nn.Module, probability: float) -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,11 +305,16 @@ def test_drop_path_rises_from_the_first_block_to_the_last() -> None:
     assert [block.drop_path.probability for block in blocks] == [0.0, 0.2, 0.4]  # type: ignore[union-attr]
 
 
+def _add_3_when_waited_for(tensor: Tensor, *, async_op: bool) -> SimpleNamespace:
+    assert async_op
+    return SimpleNamespace(wait=lambda: tensor.add_(3.0))
+
+
 def test_gradients_are_averaged_over_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a second worker had found gradients of 3 everywhere."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(3.0))
+    monkeypatch.setattr(torch.distributed, "all_reduce", _add_3_when_waited_for)
     taught, untaught = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
     taught.grad = torch.tensor([1.0, -1.0])
     average_gradients([taught, untaught])
