@@ -239,7 +239,6 @@ def gather(arguments: argparse.Namespace) -> Data:
 
 
 def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
-    rank, share = process_rank(), images_of_each(phase)
     torch.manual_seed(seed)
     state_file = work / f"{phase.name}.pt"
     trainer = new_trainer(phase, work)
@@ -248,6 +247,7 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
         log.info("%s: resumed at step %d", phase.name, trainer.step_count)
     if trainer.step_count >= phase.config.steps:
         return
+    rank, share = process_rank(), images_of_each(phase)
     collections = [(1.0, images) for images in data.photographs]
     collections.append((phase.scenes * len(collections), data.scenes))
     batches = ClickBatches(
