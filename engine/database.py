@@ -4,6 +4,7 @@ SQLite on one machine, PostgreSQL anywhere. Passwords within URLs appear in no m
 """
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from engine.errors import ConfigError, StorageError
 
 _CREATING = 0x5A_E4_61_4E
 """Key of PostgreSQL's advisory lock under which tables are created."""
+_BUSY_SECONDS = 10
+"""SQLite waits so long for somebody else's transaction."""
 
 
 def open_database(url: str, tables: sa.MetaData) -> sa.Engine:
@@ -87,11 +90,25 @@ def _check_columns(inspector: sa.Inspector, table: sa.Table) -> None:
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
     try:
-        connection.execute("PRAGMA busy_timeout=10000")
-        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA busy_timeout={1000 * _BUSY_SECONDS}")
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous=FULL")
     except sqlite3.OperationalError as error:
         raise _refusal(error) from error
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """While somebody else writes to a new file, SQLite refuses this one statement without waiting
+    its timeout out."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _refuse(context: sa.engine.ExceptionContext) -> None:

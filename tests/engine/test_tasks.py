@@ -410,6 +410,24 @@ def test_many_add_the_same_tasks_at_the_same_time(url: str, clock: ManualClock) 
     queue.close()
 
 
+def test_a_new_file_is_opened_while_somebody_writes_to_it(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """As two do who open it at the same time; SQLite's own timeout does not cover this."""
+    url = sqlite_url(tmp_path / "run" / "tasks.sqlite")
+    writer = sqlite3.connect(tmp_path / "run" / "tasks.sqlite", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(open_queue, url, clock)
+        with pytest.raises(TimeoutError):
+            opened.result(timeout=0.2)
+        writer.execute("COMMIT")
+        queue = opened.result(timeout=5)
+    assert queue.add(ROUND, [1]) == 1
+    queue.close()
+    writer.close()
+
+
 def test_the_queue_is_opened_while_somebody_writes_in_every_table(
     url: str, clock: ManualClock
 ) -> None:
