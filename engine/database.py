@@ -93,7 +93,7 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA busy_timeout={1000 * _BUSY_SECONDS}")
         _write_ahead(connection)
         connection.execute("PRAGMA synchronous=FULL")
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:  # also that the file is none
         raise _refusal(error) from error
 
 

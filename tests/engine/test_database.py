@@ -67,3 +67,9 @@ def test_the_driver_that_a_url_needs_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigError, match=r"sa-engine\[postgres\]"):
         open_database("postgresql+psycopg://ann@127.0.0.1/tasks", TABLES)
+
+
+def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tasks.sqlite").write_bytes(b"rubbish" * 1000)
+    with pytest.raises(StorageError, match="file is not a database"):
+        open_database(sqlite_url(tmp_path / "tasks.sqlite"), sa.MetaData())
