@@ -4,10 +4,14 @@
 
 From the shipped checkpoint: rounds of stage one, then of stage two, then one of stage three, with
 a retraining of the same number of steps after each (SAM 2's protocol). Every seed is a run of its
-own in `OUT/seed-N`, resumed when the same command is given again. Printed per seed: annotator
-seconds per mask, masks per image, the share of masks that was prefilled, how many of the masks that
-the model made alone are right, held-out mIoU after one click; over all seeds, what the loop is to
-reach, as mean and spread. `OUT/loop.png` draws it.
+own in `OUT/seed-N`, resumed when the same command is given again. Rounds have different images,
+some easier than others; so the first checkpoint also helps to annotate all those of stage one, in
+the run `OUT/untrained`.
+
+Printed per seed: annotator seconds per mask, and of the same images untrained; masks per image;
+the share of masks that was prefilled; how many of the masks that the model made alone are right;
+held-out mIoU after one click. Over all seeds: what the loop is to reach, as mean and spread.
+`OUT/loop.png` draws it.
 """
 
 import argparse
@@ -22,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from engine.config import EngineConfig, parse_config
+from engine.config import EngineConfig, changed, parse_config
 from engine.ground_truth import GroundTruth, resize_mask
 from engine.machines import LocalMachines
 from engine.manifest import RoundManifest, load_manifest
@@ -56,14 +60,13 @@ retraining:
   mix: {scale_jitter: [0.7, 1.6]}
   training:
     batch_images: 4
-    masks_per_image: 6
+    masks_per_image: 12
     learning_rate: 3.0e-4
     warmup_steps: 10
     layer_decay: 0.9
     drop_path: 0.0
-    num_corrections: 1
+    num_corrections: 0
     num_repeats: 0
-    iou_loss: absolute
     iou_loss_weight: 4.0
     max_grad_norm: 1.0
     precision: bf16
@@ -84,6 +87,8 @@ class Point:
     name: str
     miou: float
     seconds_per_mask: float = np.nan
+    untrained_seconds: float = np.nan
+    """Of the same images with the first checkpoint."""
     masks_per_image: float = np.nan
     prefilled: float = np.nan
     right: float = np.nan
@@ -98,18 +103,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--checkpoint", default="sa-tiny")
-    parser.add_argument("--rounds", type=int, nargs=3, default=[5, 1, 1], help="of every stage")
+    parser.add_argument("--rounds", type=int, nargs=3, default=[6, 1, 1], help="of every stage")
     parser.add_argument("--images", type=int, default=12, help="of a round")
-    parser.add_argument("--steps", type=int, default=60, help="of a retraining")
+    parser.add_argument("--steps", type=int, default=80, help="of a retraining")
     parser.add_argument("--detector-steps", type=int, default=150)
     parser.add_argument("--promote", choices=["always", "if_better"], default="always")
     options = parser.parse_args(arguments)
+    progress, machines = Progress(Console(stderr=True)), LocalMachines()
+    untrained = open_store(str(options.out / "untrained"))
+    run_rounds(untrained, untrained_config(options), progress, machines)
     runs = []
     for seed in options.seeds:
         config = loop_config(options, seed)
         store = open_store(str(options.out / f"seed-{seed}"))
-        run_rounds(store, config, Progress(Console(stderr=True)), LocalMachines())
-        runs.append(points(store, config))
+        run_rounds(store, config, progress, machines)
+        runs.append(points(store, config, untrained))
         print_points(seed, runs[-1])
     print_summary(runs)
     loop_figure(options.seeds, runs).savefig(options.out / "loop.png", dpi=90)
@@ -135,7 +143,14 @@ def loop_config(options: argparse.Namespace, seed: int) -> EngineConfig:
     return parse_config(yaml.safe_dump(fields), "loop")
 
 
-def points(store: Store, config: EngineConfig) -> list[Point]:
+def untrained_config(options: argparse.Namespace) -> EngineConfig:
+    """The rounds of stage one over the same images, in which nothing is learnt."""
+    config = loop_config(options, options.seeds[0])
+    rounds = [r for r in config.rounds if r.stage is StageName.ASSISTED_MANUAL]
+    return changed(config, {"rounds": [{**r.model_dump(), "retrain": False} for r in rounds]})
+
+
+def points(store: Store, config: EngineConfig, untrained: Store) -> list[Point]:
     start = load_start(store)
     assert start is not None
     assert start.evaluation is not None
@@ -148,11 +163,17 @@ def points(store: Store, config: EngineConfig) -> list[Point]:
         manifest = load_manifest(store, config.round_folder(index))
         stats = manifest.stats
         by_people = round_config.stage is not StageName.FULLY_AUTOMATIC
+        control = (
+            load_manifest(untrained, config.round_folder(index)).stats.seconds_per_mask
+            if round_config.stage is StageName.ASSISTED_MANUAL
+            else np.nan
+        )
         found.append(
             Point(
                 f"{index} {round_config.stage.value}",
                 outcome.evaluation.miou_1_click,
                 stats.seconds_per_mask if by_people else np.nan,
+                control,
                 stats.mean_masks_per_image,
                 stats.masks.get(Source.PREFILLED, 0) / max(stats.num_masks, 1),
                 right_share(store, manifest, truth),
@@ -179,12 +200,14 @@ def right_share(store: Store, manifest: RoundManifest, truth: GroundTruth) -> fl
 
 def print_points(seed: int, found: Sequence[Point]) -> None:
     print(
-        f"seed {seed}: seconds a mask | masks an image | prefilled | right | held-out mIoU, 1 click"
+        f"seed {seed}: seconds a mask | untrained | masks an image | prefilled | right | "
+        "held-out mIoU, 1 click"
     )
     for point in found:
         print(
-            f"{point.name:20} {point.seconds_per_mask:8.1f} {point.masks_per_image:8.1f} "
-            f"{point.prefilled:8.2f} {point.right:8.2f} {point.miou:8.3f}"
+            f"{point.name:20} {point.seconds_per_mask:8.1f} {point.untrained_seconds:8.1f} "
+            f"{point.masks_per_image:8.1f} {point.prefilled:8.2f} {point.right:8.2f} "
+            f"{point.miou:8.3f}"
         )
     sys.stdout.flush()
 
@@ -199,6 +222,8 @@ def print_summary(runs: Sequence[Sequence[Point]]) -> None:
         if len(first) > 1:
             saved = 1 - first[-1].seconds_per_mask / first[0].seconds_per_mask
             rows.setdefault("seconds a mask, saved in stage one (0.40)", []).append(saved)
+            alike = 1 - first[-1].seconds_per_mask / first[-1].untrained_seconds
+            rows.setdefault("the same, over the last round's own images", []).append(alike)
         if second:
             share = float(np.mean([point.prefilled for point in second]))
             rows.setdefault("prefilled share of stage two (0.50)", []).append(share)
@@ -219,12 +244,15 @@ def loop_figure(seeds: Sequence[int], runs: Sequence[Sequence[Point]]) -> Figure
         for seed, found in zip(seeds, runs, strict=True):
             values = [getattr(point, field) for point in found]
             axes.plot(range(len(found)), values, "o-", label=f"seed {seed}")
+        if field == "seconds_per_mask":
+            values = [point.untrained_seconds for point in runs[0]]
+            axes.plot(range(len(values)), values, "o--", color="grey", label="never retrained")
+            axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, fontsize=10)
         axes.set_ylim(bottom=0)
         labels = [point.name.replace("_", "\n") for point in runs[0]]
         axes.set_xticks(range(len(labels)), labels, fontsize=6)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[2].legend(frameon=False, fontsize=8)
     return figure
 
 
