@@ -250,7 +250,7 @@ def loop_figure(seeds: Sequence[int], runs: Sequence[Sequence[Point]]) -> Figure
             axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, fontsize=10)
         axes.set_ylim(bottom=0)
-        labels = [point.name.replace("_", "\n") for point in runs[0]]
+        labels = [point.name.replace(" ", "\n").replace("_", "\n") for point in runs[0]]
         axes.set_xticks(range(len(labels)), labels, fontsize=6)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
