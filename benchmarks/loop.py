@@ -144,8 +144,8 @@ def loop_config(options: argparse.Namespace, seed: int) -> EngineConfig:
 
 
 def untrained_config(options: argparse.Namespace) -> EngineConfig:
-    """The rounds of stage one over the same images, in which nothing is learnt."""
-    config = loop_config(options, options.seeds[0])
+    """The rounds of stage one over the same images, in which nothing is learnt; for all seeds."""
+    config = loop_config(options, seed=0)
     rounds = [r for r in config.rounds if r.stage is StageName.ASSISTED_MANUAL]
     return changed(config, {"rounds": [{**r.model_dump(), "retrain": False} for r in rounds]})
 
