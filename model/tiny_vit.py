@@ -240,9 +240,12 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(self.norm(x)).view(num_windows, N, self.num_heads, -1)
         q, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))
         bias = self.attention_biases[:, self.attention_bias_idxs].to(q.dtype)
-        # Written out: with a bias that learns, the fused attention of torch is 2-5x slower on CPU.
-        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(dim=-1)
-        attended = weights.to(v.dtype) @ v
+        if bias.requires_grad:
+            # Written out: with a bias that learns, torch's fused attention is 2-5x slower on CPU.
+            weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(dim=-1)
+            attended = weights.to(v.dtype) @ v
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         y: Tensor = self.proj(attended.transpose(1, 2).reshape(num_windows, N, C))
         return y
 

@@ -119,6 +119,15 @@ def test_attention_is_biased_by_distance_alone() -> None:
     assert torch.equal(bias[:, 1, 1, 2, 3], attention.attention_biases[:, 1 * 7 + 2])
 
 
+def test_attention_answers_the_same_while_its_bias_learns() -> None:
+    attention = TinyViT(SMALL).layers[1].blocks[0].attn
+    nn.init.normal_(attention.attention_biases)
+    x = torch.randn(3, 49, 16)
+    with torch.no_grad():
+        fused = attention(x)
+    assert torch.allclose(attention(x), fused, atol=1e-5)
+
+
 def test_gradients_reach_every_parameter_that_learns() -> None:
     encoder = TinyViT(SMALL).train()
     encoder(torch.randn(2, 3, 64, 64)).square().mean().backward()
