@@ -57,6 +57,10 @@ def evaluate(
     min_votes: Annotated[int, typer.Option(help="Least `votes` of a mask.", min=0)] = 0,
     min_area: Annotated[int, typer.Option(help="Least pixels of a mask.", min=0)] = 0,
     max_images: Annotated[int | None, typer.Option(help="The first by hash.", min=1)] = None,
+    zoom_in: Annotated[
+        bool,
+        typer.Option("--zoom-in", help="Look at small objects twice, the second time enlarged."),
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, or cuda on a machine with a GPU.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -77,7 +81,7 @@ def evaluate(
         min_area=min_area,
         max_images=max_images,
     )
-    scores = evaluate_source(source, checkpoint, Progress(err), device=device)
+    scores = evaluate_source(source, checkpoint, Progress(err), device=device, zoom_in=zoom_in)
     figures = scores.model_dump(mode="json")
     if as_json:
         print_json(figures)

@@ -19,6 +19,7 @@ from stages.filters import mask_box
 from stages.predictor import Predictor
 from stages.records import Record
 from stages.semi_automatic import detect
+from stages.zoom_in import ZoomInPredictor
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class EvaluationUnit:
     row: CorpusRow
     max_masks: int | None
     """The largest masks of the image; None: all."""
+    zoom_in: bool = False
+    """Small objects are looked at twice."""
 
     def run(self, context: WorkerContext) -> ClickScores:
         try:
@@ -34,14 +37,22 @@ class EvaluationUnit:
             return ClickScores()
         truths = context.ground_truth.masks_at(self.row, image.size_hw)
         truths.sort(key=lambda mask: -int(mask.sum()))
-        predictor = Predictor(
-            context.checkpoint.sam, image.size_hw, context.embedding(self.row, image)
+        sam, embedding = context.checkpoint.sam, context.embedding(self.row, image)
+        predictor = (
+            ZoomInPredictor(sam, image.pixels, embedding)
+            if self.zoom_in
+            else Predictor(sam, image.size_hw, embedding)
         )
         return evaluate_image(predictor, truths[: self.max_masks])
 
 
 def evaluate(
-    executor: Executor, rows: Sequence[CorpusRow], *, max_masks: int | None, step: Step
+    executor: Executor,
+    rows: Sequence[CorpusRow],
+    *,
+    max_masks: int | None,
+    step: Step,
+    zoom_in: bool = False,
 ) -> Evaluation:
     """Means over all masks of these images, by clicks.
 
@@ -49,7 +60,8 @@ def evaluate(
         EngineError: an image failed, or there is nothing to evaluate.
     """
     scores = ClickScores()
-    for outcome in run_all(executor, (EvaluationUnit(row, max_masks) for row in rows)):
+    units = (EvaluationUnit(row, max_masks, zoom_in) for row in rows)
+    for outcome in run_all(executor, units):
         if isinstance(outcome, Failed):
             raise EngineError(f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}")
         scores += outcome.result
@@ -97,9 +109,18 @@ def evaluate_detector(executor: Executor, rows: Sequence[CorpusRow]) -> Detector
 
 
 def evaluate_source(
-    source: CocoSource, checkpoint: str, progress: Progress, *, device: str
+    source: CocoSource,
+    checkpoint: str,
+    progress: Progress,
+    *,
+    device: str,
+    zoom_in: bool = False,
 ) -> Evaluation:
-    """Evaluate a checkpoint on all images of a COCO-style source, in this process."""
+    """Evaluate a checkpoint on all images of a COCO-style source, in this process.
+
+    Args:
+        zoom_in: look at small objects twice.
+    """
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
         corpus = build_corpus(store, [source], CorpusConfig())
@@ -107,7 +128,7 @@ def evaluate_source(
         rows = corpus.rows(np.intersect1d(corpus.select(), truth.image_ids).tolist())
         executor = LocalExecutor(WorkerSpec(store.uri, checkpoint, device=device))
         with progress.of("evaluating", len(rows)) as step:
-            return evaluate(executor, rows, max_masks=None, step=step)
+            return evaluate(executor, rows, max_masks=None, step=step, zoom_in=zoom_in)
 
 
 def held_out_rows(

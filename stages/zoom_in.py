@@ -1,0 +1,178 @@
+"""A second look at small objects: the window around them, enlarged to a whole input of its own.
+
+What is small in its image is drawn from few cells of the embedding. Interactive segmentation knows
+the remedy as zoom-in (f-BRS, Sofiiuk et al. 2020): what lies around the clicks is cut out and shown
+to the model enlarged. Here the model is asked in the whole image first, and an output that fits
+into the window is drawn again there. It costs a second encoding for each such object.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.sam import Sam
+from model.transforms import ResizeLongestSide
+from stages.predictor import Answer, Pixels, Predictor, embed
+from stages.prompts import Point
+from stages.rle import Mask
+
+BoxXyxy = tuple[float, float, float, float]
+
+# Axes: M outputs, s the side of low-resolution logits.
+
+WINDOW_SHARE = 1 / 3
+"""Side of a window over the image's longest side. Measured, as is the next (docs/log.md)."""
+FITS = 0.98
+"""Share of an output's pixels within the window from which on it is drawn again there."""
+BACKGROUND = -10.0
+"""Logit of what a window does not show."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A window of the image as the model is shown it: a whole input."""
+
+    offset_xy: tuple[int, int]
+    """Of its top left pixel, in the image."""
+    transform: ResizeLongestSide
+
+    @classmethod
+    def around(cls, centre: Point, whole: ResizeLongestSide) -> "View":
+        """The window with a place in its middle, moved to lie in the image."""
+        size_hw = whole.size_hw_orig
+        longest = max(1, round(max(size_hw) * WINDOW_SHARE))
+        height, width = (min(side, longest) for side in size_hw)
+        x = min(max(0, round(centre[0] - width / 2)), size_hw[1] - width)
+        y = min(max(0, round(centre[1] - height / 2)), size_hw[0] - height)
+        return cls((x, y), ResizeLongestSide((height, width), whole.image_size))
+
+    @property
+    def pixels_per_cell(self) -> tuple[float, float]:
+        """Image pixels along x and y to a cell of the low-resolution logits."""
+        (height, width), (rows, columns) = self.transform.size_hw_orig, self.transform.size_hw_input
+        return 4 * width / columns, 4 * height / rows
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of the image."""
+        (x, y), (height, width) = self.offset_xy, self.transform.size_hw_orig
+        return slice(y, y + height), slice(x, x + width)
+
+    def holds(self, point: Point) -> bool:
+        (x, y), (height, width) = self.offset_xy, self.transform.size_hw_orig
+        return x <= point[0] < x + width and y <= point[1] < y + height
+
+    def within(self, point: Point) -> Point:
+        """A point of the image in the window's frame."""
+        return point[0] - self.offset_xy[0], point[1] - self.offset_xy[1]
+
+    def fits(self, mask: Mask) -> bool:
+        return bool(mask[self.slices].sum() >= FITS * mask.sum())
+
+
+class ZoomInPredictor(Predictor):
+    """Looks twice at what is small. Prompts and answers are in the frame of the whole image."""
+
+    def __init__(self, sam: Sam, pixels: Pixels, embedding: Tensor) -> None:
+        """
+        Args:
+            embedding: (1, C, h, w) of all of `pixels`, from `embed`.
+        """
+        super().__init__(sam, (pixels.shape[0], pixels.shape[1]), embedding)
+        self._pixels = pixels
+        self._last: tuple[View, Predictor] | None = None
+
+    def predict(
+        self,
+        points: tuple[Point, ...] = (),
+        labels: tuple[int, ...] = (),
+        *,
+        box_xyxy: BoxXyxy | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool,
+    ) -> Answer:
+        """As `Predictor.predict`. Clicks that take away something outside of the window have had
+        their say in the first look; one that adds something there, or a box that reaches out of
+        it, means an object too large for a second look.
+        """
+        far = super().predict(
+            points,
+            labels,
+            box_xyxy=box_xyxy,
+            mask_input=mask_input,
+            multimask_output=multimask_output,
+        )
+        corners = [] if box_xyxy is None else [box_xyxy[:2], box_xyxy[2:]]
+        view = View.around(_centre(points, box_xyxy), self.transform)
+        fits = [view.fits(mask) for mask in far.masks]
+        clicks = list(zip(points, labels, strict=True))
+        object_points = [*corners, *(point for point, label in clicks if label == 1)]
+        if not any(fits) or not all(map(view.holds, object_points)):
+            return far
+        held = [(view.within(point), label) for point, label in clicks if view.holds(point)]
+        corners = [view.within(corner) for corner in corners]
+        whole = View((0, 0), self.transform)
+        near = self._look_at(view).predict(
+            tuple(point for point, _ in held),
+            tuple(label for _, label in held),
+            box_xyxy=(*corners[0], *corners[1]) if corners else None,
+            mask_input=None if mask_input is None else carry(mask_input[None], whole, view)[0],
+            multimask_output=multimask_output,
+        )
+        return _merged(far, near, fits, view, whole)
+
+    def _look_at(self, view: View) -> Predictor:
+        """The last window is kept: most often the next click is for the same object."""
+        if self._last is None or self._last[0] != view:
+            pixels = np.ascontiguousarray(self._pixels[view.slices])
+            size_hw = view.transform.size_hw_orig
+            self._last = view, Predictor(self.sam, size_hw, embed(self.sam, pixels))
+        return self._last[1]
+
+
+def _centre(points: tuple[Point, ...], box_xyxy: BoxXyxy | None) -> Point:
+    """Of the object, as far as its first prompt tells."""
+    if box_xyxy is None:
+        return points[0]
+    x0, y0, x1, y1 = box_xyxy
+    return (x0 + x1) / 2, (y0 + y1) / 2
+
+
+def carry(low_res_masks: Tensor, source: View, target: View) -> Tensor:
+    """(M, s, s) logits seen in one window, as they are seen in another; beyond it is background.
+
+    A cell is the mean of 4 x 4 places in it, so thin lines survive in a window that shows more.
+    """
+    side, samples = low_res_masks.shape[-1], 4
+    cells = (torch.arange(side * samples) + 0.5) / samples
+    places = []
+    for axis in (0, 1):  # x, y
+        pixels = cells * target.pixels_per_cell[axis] + target.offset_xy[axis]
+        source_cells = (pixels - source.offset_xy[axis]) / source.pixels_per_cell[axis]
+        places.append(2 * source_cells / side - 1)
+    grid = torch.stack(torch.meshgrid(*places, indexing="xy"), dim=-1)[None]
+    raised = low_res_masks[None] - BACKGROUND  # grid_sample pads with zeros
+    sampled = F.grid_sample(raised, grid, align_corners=False)
+    return F.avg_pool2d(sampled, samples)[0] + BACKGROUND
+
+
+def _merged(far: Answer, near: Answer, fits: list[bool], view: View, whole: View) -> Answer:
+    """The first look's answer, with each output that fits the window as it was drawn there."""
+    looks = [near if fit else far for fit in fits]
+    masks = list(far.masks)
+    for output in np.flatnonzero(fits):
+        masks[output] = np.zeros_like(far.masks[output])
+        masks[output][view.slices] = near.masks[output]
+    return Answer(
+        masks=tuple(masks),
+        predicted_iou=tuple(look.predicted_iou[k] for k, look in enumerate(looks)),
+        stability_score=tuple(look.stability_score[k] for k, look in enumerate(looks)),
+        low_res_masks=torch.where(
+            torch.tensor(fits)[:, None, None],
+            carry(near.low_res_masks, view, whole),
+            far.low_res_masks,
+        ),
+    )

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import torch
+
+from fakes import ColourSam, rectangle
+from model.transforms import ResizeLongestSide
+from stages.assisted_manual import MaskSession
+from stages.predictor import Pixels, Predictor, embed
+from stages.prompts import Point, mask_iou
+from stages.rle import Mask
+from stages.zoom_in import View, ZoomInPredictor, carry
+
+SIZE_HW = (360, 480)
+PEBBLE_CENTRE = (100.0, 90.0)
+
+
+def disc(centre: Point, radius: float) -> Mask:
+    rows, columns = np.indices(SIZE_HW)
+    return np.hypot(columns - centre[0], rows - centre[1]) <= radius
+
+
+PEBBLE = disc(PEBBLE_CENTRE, 11)
+WALL = rectangle(SIZE_HW, 0, 240, 360, 480)
+
+
+class CountingSam(ColourSam):
+    """Counts the images it has encoded."""
+
+    encoded = 0
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        self.encoded += len(images)
+        return super().encode(images)
+
+
+def painted(*objects: Mask) -> Pixels:
+    pixels = np.full((*SIZE_HW, 3), 90, dtype=np.uint8)
+    for mask, colour in zip(objects, ((240, 20, 240), (20, 240, 40)), strict=True):
+        pixels[mask] = colour
+    return pixels
+
+
+def predictors(pixels: Pixels) -> tuple[Predictor, ZoomInPredictor, CountingSam]:
+    sam = CountingSam(image_size=256)
+    embedding = embed(sam, pixels)  # type: ignore[arg-type]
+    sam.encoded = 0
+    plain = Predictor(sam, SIZE_HW, embedding)  # type: ignore[arg-type]
+    return plain, ZoomInPredictor(sam, pixels, embedding), sam  # type: ignore[arg-type]
+
+
+def test_a_small_object_is_drawn_from_nearer() -> None:
+    plain, zooming, sam = predictors(painted(PEBBLE, WALL))
+    ious = [
+        mask_iou(one.predict((PEBBLE_CENTRE,), (1,), multimask_output=True).masks[0], PEBBLE)
+        for one in (plain, zooming)
+    ]
+    assert ious[0] < 0.85
+    assert ious[1] > 0.93
+    assert sam.encoded == 1
+
+
+def test_an_object_too_large_for_the_window_is_answered_as_before() -> None:
+    plain, zooming, sam = predictors(painted(PEBBLE, WALL))
+    asked = {"points": ((360.0, 180.0),), "labels": (1,), "multimask_output": True}
+    first, second = plain.predict(**asked), zooming.predict(**asked)  # type: ignore[arg-type]
+    assert all(map(np.array_equal, first.masks, second.masks))
+    assert torch.equal(first.low_res_masks, second.low_res_masks)
+    assert sam.encoded == 0
+
+
+def test_all_clicks_of_an_object_share_one_look() -> None:
+    _, zooming, sam = predictors(painted(PEBBLE, WALL))
+    session = MaskSession(zooming)
+    session.click(PEBBLE_CENTRE, 1, seconds=0)
+    session.click((120.0, 90.0), 0, seconds=0)
+    session.click((102.0, 92.0), 1, seconds=0)
+    assert mask_iou(session.mask, PEBBLE) > 0.93
+    assert sam.encoded == 1
+
+
+def test_a_click_that_adds_something_beyond_the_window_means_a_large_object() -> None:
+    plain, zooming, sam = predictors(painted(PEBBLE, WALL))
+    points, far_away = (PEBBLE_CENTRE, (400.0, 300.0)), (1, 1)
+    for labels, encoded in ((far_away, 0), ((1, 0), 1)):
+        answers = [one.predict(points, labels, multimask_output=False) for one in (plain, zooming)]
+        assert np.array_equal(answers[0].masks[0], answers[1].masks[0]) == (encoded == 0)
+        assert sam.encoded == encoded
+
+
+def test_a_box_is_looked_at_from_its_middle_if_it_fits() -> None:
+    plain, zooming, sam = predictors(painted(PEBBLE, WALL))
+    box = (PEBBLE_CENTRE[0] - 11, PEBBLE_CENTRE[1] - 11, PEBBLE_CENTRE[0] + 11, 101.0)
+    near = zooming.predict(box_xyxy=box, multimask_output=False)
+    assert mask_iou(near.masks[0], PEBBLE) > 0.93
+    assert sam.encoded == 1
+    large = (20.0, 20.0, 190.0, 160.0)
+    answers = [one.predict(box_xyxy=large, multimask_output=False) for one in (plain, zooming)]
+    assert np.array_equal(answers[0].masks[0], answers[1].masks[0])
+    assert sam.encoded == 1
+
+
+def test_logits_of_the_answer_are_those_of_its_mask() -> None:
+    """They are the next prompt, and the first look's would be another shape."""
+    _, zooming, _ = predictors(painted(PEBBLE, WALL))
+    answer = zooming.predict((PEBBLE_CENTRE,), (1,), multimask_output=True)
+    for logits, mask in zip(answer.low_res_masks, answer.masks, strict=True):
+        again = (zooming.transform.upscale(logits) > 0).numpy()
+        assert mask_iou(again, mask) > 0.8
+
+
+def test_a_mask_prompt_reaches_the_second_look_in_its_frame() -> None:
+    whole = View((0, 0), ResizeLongestSide(SIZE_HW, 256))
+    window = View.around(PEBBLE_CENTRE, whole.transform)
+    seen = torch.where(torch.tensor(PEBBLE), 5.0, -5.0)
+    cells = torch.nn.functional.interpolate(seen[None, None], (48, 64), mode="area")[0]
+    far = torch.nn.functional.pad(cells, (0, 0, 0, 16), value=-10)
+    near = window.transform.upscale(carry(far, whole, window))[0] > 0
+    assert mask_iou(near.numpy(), PEBBLE[window.slices]) > 0.75
+    back = carry(carry(far, whole, window), window, whole)
+    assert (back[far > 4] > 0).all()
+    assert (back[far < -4] < 0).all()
+
+
+@pytest.mark.parametrize("size_hw", [(360, 480), (480, 360), (1, 900), (900, 2), (1, 1), (5, 7)])
+@pytest.mark.parametrize("place", [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_a_window_lies_in_the_image_and_holds_its_prompt(
+    size_hw: tuple[int, int], place: tuple[float, float]
+) -> None:
+    point = (place[0] * (size_hw[1] - 1), place[1] * (size_hw[0] - 1))
+    view = View.around(point, ResizeLongestSide(size_hw, 128))
+    rows, columns = view.slices
+    assert 0 <= rows.start < rows.stop <= size_hw[0]
+    assert 0 <= columns.start < columns.stop <= size_hw[1]
+    assert view.holds(point)
+    assert np.ones(size_hw)[view.slices].shape == view.transform.size_hw_orig
