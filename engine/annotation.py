@@ -27,9 +27,9 @@ from engine.worker import image_record
 from stages.annotator import SimulatedAnnotator, SimulatedAnnotatorConfig
 from stages.base import Provenance, StageOutput
 from stages.filters import DropReason, Drops
-from stages.predictor import Predictor
 from stages.records import ImageRecord, ImageStatus, Review, Submission, Verdict
 from stages.rle import decode_rle
+from stages.zoom_in import predictor_of
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class AnnotationUnit:
     header: ShardHeader
     annotator: SimulatedAnnotatorConfig
     max_mask_seconds: float
+    zoom_in: bool
     seed: int
     prefilled: tuple[str, int] | None
     """Shard and row of the image's prefilled masks; None when nothing is prefilled."""
@@ -56,8 +57,9 @@ class AnnotationUnit:
         prefilled = (
             () if self.prefilled is None else read_record(context.store, *self.prefilled).masks
         )
-        predictor = Predictor(
-            context.checkpoint.sam, image.size_hw, context.embedding(self.row, image)
+        embedding = context.embedding(self.row, image)
+        predictor = predictor_of(
+            context.checkpoint.sam, image.pixels, embedding, zoom_in=self.zoom_in
         )
         annotator = SimulatedAnnotator(self.annotator, max_mask_seconds=self.max_mask_seconds)
         return annotator.annotate(

@@ -108,6 +108,9 @@ class EngineConfig(Record):
     rounds: tuple[RoundConfig, ...] = Field(min_length=1)
     images_per_shard: PositiveInt = 256
     simulated_annotator: SimulatedAnnotatorConfig = SimulatedAnnotatorConfig()
+    zoom_in: bool = False
+    """Annotators, people or simulated, have small objects looked at twice
+    (`stages/zoom_in.py`): better masks from fewer clicks, for another encoding of each."""
     assisted_manual: AssistedManualConfig = AssistedManualConfig()
     semi_automatic: SemiAutomaticConfig = SemiAutomaticConfig()
     fully_automatic: FullyAutomaticConfig = FullyAutomaticConfig()

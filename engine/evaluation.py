@@ -19,7 +19,7 @@ from stages.filters import mask_box
 from stages.predictor import Predictor
 from stages.records import Record
 from stages.semi_automatic import detect
-from stages.zoom_in import ZoomInPredictor
+from stages.zoom_in import predictor_of
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,9 @@ class EvaluationUnit:
             return ClickScores()
         truths = context.ground_truth.masks_at(self.row, image.size_hw)
         truths.sort(key=lambda mask: -int(mask.sum()))
-        sam, embedding = context.checkpoint.sam, context.embedding(self.row, image)
-        predictor = (
-            ZoomInPredictor(sam, image.pixels, embedding)
-            if self.zoom_in
-            else Predictor(sam, image.size_hw, embedding)
+        embedding = context.embedding(self.row, image)
+        predictor = predictor_of(
+            context.checkpoint.sam, image.pixels, embedding, zoom_in=self.zoom_in
         )
         return evaluate_image(predictor, truths[: self.max_masks])
 

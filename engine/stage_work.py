@@ -182,6 +182,7 @@ def _answer(
             header=_header(plan, shard),
             annotator=config.simulated_annotator,
             max_mask_seconds=limit,
+            zoom_in=config.zoom_in,
             seed=config.seed,
             prefilled=None if proposals is None else (layout.shard_path(proposals, shard), row),
         )

@@ -43,10 +43,10 @@ class View:
     def around(cls, centre: Point, whole: ResizeLongestSide) -> "View":
         """The window with a place in its middle, moved to lie in the image."""
         size_hw = whole.size_hw_orig
-        longest = max(1, round(max(size_hw) * WINDOW_SHARE))
+        longest = max(1, int(max(size_hw) * WINDOW_SHARE + 0.5))
         height, width = (min(side, longest) for side in size_hw)
-        x = min(max(0, round(centre[0] - width / 2)), size_hw[1] - width)
-        y = min(max(0, round(centre[1] - height / 2)), size_hw[0] - height)
+        x = min(max(0, int(centre[0] - width / 2 + 0.5)), size_hw[1] - width)
+        y = min(max(0, int(centre[1] - height / 2 + 0.5)), size_hw[0] - height)
         return cls((x, y), ResizeLongestSide((height, width), whole.image_size))
 
     @property
@@ -54,6 +54,9 @@ class View:
         """Image pixels along x and y to a cell of the low-resolution logits."""
         (height, width), (rows, columns) = self.transform.size_hw_orig, self.transform.size_hw_input
         return 4 * width / columns, 4 * height / rows
+
+    def cut(self, pixels: Pixels) -> Pixels:
+        return np.ascontiguousarray(pixels[self.slices])
 
     @property
     def slices(self) -> tuple[slice, slice]:
@@ -127,10 +130,16 @@ class ZoomInPredictor(Predictor):
     def _look_at(self, view: View) -> Predictor:
         """The last window is kept: most often the next click is for the same object."""
         if self._last is None or self._last[0] != view:
-            pixels = np.ascontiguousarray(self._pixels[view.slices])
-            size_hw = view.transform.size_hw_orig
-            self._last = view, Predictor(self.sam, size_hw, embed(self.sam, pixels))
+            embedding = embed(self.sam, view.cut(self._pixels))
+            self._last = view, Predictor(self.sam, view.transform.size_hw_orig, embedding)
         return self._last[1]
+
+
+def predictor_of(sam: Sam, pixels: Pixels, embedding: Tensor, *, zoom_in: bool) -> Predictor:
+    """Of an image that is embedded, with a second look at small objects or without."""
+    if zoom_in:
+        return ZoomInPredictor(sam, pixels, embedding)
+    return Predictor(sam, (pixels.shape[0], pixels.shape[1]), embedding)
 
 
 def _centre(points: tuple[Point, ...], box_xyxy: BoxXyxy | None) -> Point:

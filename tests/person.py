@@ -34,6 +34,9 @@ class Person:
         page.set_default_timeout(1000 * SECONDS)
         self.fetched: set[str] = set()
         """Addresses of what came over the network."""
+        self.sent: list[str] = []
+        """Addresses of what was asked for, each time."""
+        page.context.on("request", lambda request: self.sent.append(request.url))
         page.context.on("requestfinished", lambda request: self.fetched.add(request.url))
 
     def open(self, decoder: str) -> None:

@@ -56,6 +56,8 @@ class Task(Record):
     height: int
     stage: StageName
     max_mask_seconds: float
+    zoom_in: bool
+    """Small objects are looked at twice."""
     image_size: int
     embedding_shape: tuple[int, int, int]
     checkpoint: str
@@ -238,6 +240,7 @@ class Desk:
             height=height,
             stage=stage,
             max_mask_seconds=rules.max_mask_seconds,
+            zoom_in=self.config.zoom_in,
             image_size=decoder.image_size,
             embedding_shape=decoder.embedding_shape,
             checkpoint=mine.checkpoint,

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,13 +14,26 @@ from engine.corpus import CorpusRow
 from engine.embeddings import Embedding, load_embedding, store_embedding
 from engine.errors import UnreadableImageError
 from engine.store import Store
-from stages.predictor import embed_batch
+from stages.predictor import Pixels, embed_batch
+from stages.zoom_in import View
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the encoder is shown: an image, or a window of it."""
+
+    row: CorpusRow
+    window: View | None = None
+
+    @property
+    def key(self) -> tuple[str, View | None]:
+        return self.row.sha256, self.window
 
 
 class Embed(Protocol):
     """Where a desk has images embedded that nobody has embedded before."""
 
-    def __call__(self, checkpoint: str, row: CorpusRow) -> Embedding:
+    def __call__(self, checkpoint: str, seen: Seen) -> Embedding:
         """
         Args:
             checkpoint: label.
@@ -37,35 +51,43 @@ class Encoder:
         self._working = threading.Lock()
         self._checkpoint, self._context = "", WorkerContext(WorkerSpec(store.uri, checkpoint=""))
 
-    def __call__(self, checkpoint: str, row: CorpusRow) -> Embedding:
-        (made,) = self.embed_many(checkpoint, [row])
+    def __call__(self, checkpoint: str, seen: Seen) -> Embedding:
+        (made,) = self.embed_many(checkpoint, [seen])
         if isinstance(made, UnreadableImageError):
             raise made
         return made
 
     def embed_many(
-        self, checkpoint: str, rows: Sequence[CorpusRow]
+        self, checkpoint: str, questions: Sequence[Seen]
     ) -> list[Embedding | UnreadableImageError]:
-        """One for each row, those that are not stored embedded together and stored."""
+        """One for each, those that are not stored embedded together; windows are never stored."""
         with self._working:
             context = self._context_of(checkpoint)
-            answers: dict[str, Embedding | UnreadableImageError] = {}
-            pixels = {}
-            for row in {row.sha256: row for row in rows}.values():
-                stored = load_embedding(self._store, context.encoder_sha256, row.sha256)
+            answers: dict[tuple[str, View | None], Embedding | UnreadableImageError] = {}
+            pixels: dict[Seen, Pixels] = {}
+            for seen in {seen.key: seen for seen in questions}.values():
+                stored = self._stored(context, seen)
                 if stored is not None:
-                    answers[row.sha256] = stored
+                    answers[seen.key] = stored
                     continue
                 try:
-                    pixels[row.sha256] = context.read_image(row).pixels
+                    whole = context.read_image(seen.row).pixels
                 except UnreadableImageError as error:
-                    answers[row.sha256] = error
+                    answers[seen.key] = error
+                    continue
+                pixels[seen] = whole if seen.window is None else seen.window.cut(whole)
             if pixels:
                 made = embed_batch(context.checkpoint.sam, list(pixels.values()))
-                for image, values in zip(pixels, made.cpu().numpy(), strict=True):
-                    answers[image] = kept = values[None].astype(np.float16)
-                    store_embedding(self._store, context.encoder_sha256, image, kept)
-        return [answers[row.sha256] for row in rows]
+                for seen, values in zip(pixels, made.cpu().numpy(), strict=True):
+                    answers[seen.key] = kept = values[None].astype(np.float16)
+                    if seen.window is None:
+                        store_embedding(self._store, context.encoder_sha256, seen.row.sha256, kept)
+        return [answers[seen.key] for seen in questions]
+
+    def _stored(self, context: WorkerContext, seen: Seen) -> Embedding | None:
+        if seen.window is not None:
+            return None
+        return load_embedding(self._store, context.encoder_sha256, seen.row.sha256)
 
     def _context_of(self, checkpoint: str) -> WorkerContext:
         if checkpoint != self._checkpoint:

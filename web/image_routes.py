@@ -34,6 +34,18 @@ class DecodeAnswer(Record):
     predicted_iou: tuple[float, ...]
 
 
+class ZoomInRequest(DecodeRequest):
+    """Points in the window's input frame; mask_input in that of the whole image, as ever."""
+
+    window_xyxy: tuple[int, int, int, int]
+    """Image pixels, right and bottom exclusive."""
+
+
+class ZoomInAnswer(DecodeAnswer):
+    carried: str
+    """The logits as they are seen in the whole image: base64 of fp16, (4, s, s)."""
+
+
 def round_of(image_id: ImageId, desk: TheDesk) -> OpenRound:
     found = desk.rounds.with_image(image_id)
     if found is None:
@@ -72,21 +84,46 @@ def decoder(
 
 @routes.post("/decode")
 def decode(body: DecodeRequest, somebody: Somebody, desk: TheDesk) -> DecodeAnswer:
+    mine = round_of(body.image_id, desk)
+    masks, predicted_iou = desk.images.decode(mine, body.image_id, *_prompt(body, mine))
+    return DecodeAnswer(low_res_masks=_encoded(masks), predicted_iou=tuple(predicted_iou.tolist()))
+
+
+@routes.post("/zoom-in")
+def zoom_in(body: ZoomInRequest, somebody: Somebody, desk: TheDesk) -> ZoomInAnswer:
+    if not desk.config.zoom_in:
+        raise HTTPException(
+            404, "annotators of this run do not zoom in: its config has zoom_in off"
+        )
+    mine = round_of(body.image_id, desk)
+    prompt = _prompt(body, mine)
+    try:
+        near = desk.images.zoom_in(mine, body.image_id, body.window_xyxy, *prompt)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    return ZoomInAnswer(
+        low_res_masks=_encoded(near.low_res_masks),
+        predicted_iou=tuple(near.predicted_iou.tolist()),
+        carried=_encoded(near.carried),
+    )
+
+
+def _prompt(
+    body: DecodeRequest, mine: OpenRound
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32] | None]:
+    """Points, labels and mask input, as the decoder takes them."""
     if not body.point_coords or len(body.point_labels) != len(body.point_coords):
         raise HTTPException(422, "point_labels: expected one for each of point_coords")
-    mine = round_of(body.image_id, desk)
     side = mine.decoder.file.low_res_size
-    masks, predicted_iou = desk.images.decode(
-        mine,
-        body.image_id,
+    return (
         np.asarray(body.point_coords, np.float32),
         np.asarray(body.point_labels, np.int64),
         None if body.mask_input is None else _logits(body.mask_input, side),
     )
-    return DecodeAnswer(
-        low_res_masks=base64.b64encode(masks.astype("<f2").tobytes()).decode(),
-        predicted_iou=tuple(predicted_iou.tolist()),
-    )
+
+
+def _encoded(logits: NDArray[np.float32]) -> str:
+    return base64.b64encode(logits.astype("<f2").tobytes()).decode()
 
 
 def _logits(encoded: str, side: int) -> NDArray[Any]:

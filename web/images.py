@@ -1,8 +1,11 @@
 """The images that people work on: their pixels, their embeddings, and answers to clicks on them."""
 
 import io
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
@@ -12,10 +15,27 @@ from engine.corpus import Corpus, CorpusRow
 from engine.embeddings import load_embedding
 from engine.images import work_size_hw
 from engine.store import Store
-from web.encoding import Embed
+from model.transforms import ResizeLongestSide
+from stages.crops import BoxXyxy
+from stages.zoom_in import View, carry
+from web.encoding import Embed, Seen
 from web.open_round import OpenRound
 
 JPEG_QUALITY = 92
+MAX_WINDOWS = 64
+"""Whose embeddings are kept: an object's further clicks look at the same one."""
+
+
+@dataclass(frozen=True)
+class NearAnswer:
+    """What the model says of a window."""
+
+    low_res_masks: NDArray[np.float32]
+    """(4, s, s) logits of the window."""
+    predicted_iou: NDArray[np.float32]
+    """(4,)"""
+    carried: NDArray[np.float32]
+    """(4, s, s), the logits as they are seen in the whole image: the next prompt's mask."""
 
 
 class RoundImages:
@@ -28,6 +48,7 @@ class RoundImages:
         self._corpus = Corpus(store)
         limits, work_size = config.corpus.limits, config.work_size
         self._context = WorkerContext(WorkerSpec(store.uri, "", limits, work_size))
+        self._window_embedding = lru_cache(MAX_WINDOWS)(self._embed_window)
 
     def row(self, image_id: int) -> CorpusRow:
         return self._corpus.row(image_id)
@@ -53,7 +74,7 @@ class RoundImages:
         row = self.row(image_id)
         values = load_embedding(self._store, mine.decoder.file.encoder_sha256, row.sha256)
         if values is None:
-            values = self._embed(mine.checkpoint, row)
+            values = self._embed(mine.checkpoint, Seen(row))
         return np.asarray(values[0])
 
     def decode(
@@ -67,3 +88,45 @@ class RoundImages:
         """As `DecoderSession.decode`, for a page that cannot decode by itself."""
         embedding = self.embedding(mine, image_id)
         return mine.decoder.decode(embedding, point_coords, point_labels, mask_input)
+
+    def zoom_in(
+        self,
+        mine: OpenRound,
+        image_id: int,
+        window_xyxy: BoxXyxy,
+        point_coords: NDArray[np.float32],
+        point_labels: NDArray[np.int64],
+        mask_input: NDArray[np.float32] | None,
+    ) -> NearAnswer:
+        """A second look at a small object.
+
+        Args:
+            window_xyxy: image pixels, right and bottom exclusive.
+            point_coords: (N, 2), input frame of the window.
+            mask_input: (s, s) logits of the answer before, in the frame of the whole image.
+
+        Raises:
+            ValueError: the window is empty, or does not lie in the image.
+            UnreadableImageError: the image cannot be read.
+        """
+        side = mine.decoder.file.image_size
+        height, width = self.size_hw(image_id)
+        x0, y0, x1, y1 = window_xyxy
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(
+                f"window {window_xyxy}: expected x0, y0, x1, y1 within {width} x {height} pixels"
+            )
+        whole = View((0, 0), ResizeLongestSide((height, width), side))
+        window = View((x0, y0), ResizeLongestSide((y1 - y0, x1 - x0), side))
+        shown = (
+            None
+            if mask_input is None
+            else carry(torch.from_numpy(mask_input)[None], whole, window)[0].numpy()
+        )
+        embedding = self._window_embedding(mine.checkpoint, image_id, window)
+        masks, iou = mine.decoder.decode(embedding, point_coords, point_labels, shown)
+        carried = carry(torch.from_numpy(masks), window, whole).numpy()
+        return NearAnswer(low_res_masks=masks, predicted_iou=iou, carried=carried)
+
+    def _embed_window(self, checkpoint: str, image_id: int, window: View) -> NDArray[np.float16]:
+        return np.asarray(self._embed(checkpoint, Seen(self.row(image_id), window))[0])

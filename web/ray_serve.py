@@ -24,12 +24,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from engine.config import frozen_config
-from engine.corpus import CorpusRow
 from engine.embeddings import Embedding
 from engine.errors import EngineError, UnreadableImageError
 from engine.store import open_store
 from stages.records import Record
-from web.encoding import Encoder
+from web.encoding import Encoder, Seen
 from web.serve import open_app, require_page
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class Settings(Record):
 class Question:
     checkpoint: str
     """Label."""
-    row: CorpusRow
+    seen: Seen
 
 
 @serve.deployment(
@@ -90,8 +89,8 @@ class EncoderReplica:
         answers: dict[int, Embedding | UnreadableImageError] = {}
         for checkpoint in {question.checkpoint for question in questions}:
             mine = [n for n, question in enumerate(questions) if question.checkpoint == checkpoint]
-            rows = [questions[number].row for number in mine]
-            answers |= zip(mine, self._encoder.embed_many(checkpoint, rows), strict=True)
+            seen = [questions[number].seen for number in mine]
+            answers |= zip(mine, self._encoder.embed_many(checkpoint, seen), strict=True)
         return [answers[number] for number in range(len(questions))]
 
 
@@ -101,7 +100,7 @@ class RemoteEncoder:
     def __init__(self, encoders: DeploymentHandle) -> None:
         self._encoders = encoders
 
-    def __call__(self, checkpoint: str, row: CorpusRow) -> Embedding:
+    def __call__(self, checkpoint: str, seen: Seen) -> Embedding:
         """
         Raises:
             UnreadableImageError: it cannot be read.
@@ -110,17 +109,18 @@ class RemoteEncoder:
         error: Exception | None = None
         for _ in range(EMBED_ATTEMPTS):
             try:
-                question = Question(checkpoint, row)
+                question = Question(checkpoint, seen)
                 answer = self._encoders.embed.remote(question).result(timeout_s=EMBED_SECONDS)
             except (RayError, RayServeException, TimeoutError) as failure:
-                log.warning("image=%d encoder: %s", row.image_id, " ".join(str(failure).split()))
+                reason = " ".join(str(failure).split())
+                log.warning("image=%d encoder: %s", seen.row.image_id, reason)
                 error = failure
                 continue
             if isinstance(answer, UnreadableImageError):
                 raise answer
             values: Embedding = answer
             return values
-        raise EngineError(f"image {row.image_id} is not embedded yet; try again") from error
+        raise EngineError(f"image {seen.row.image_id} is not embedded yet; try again") from error
 
 
 @serve.deployment(name="pages", num_replicas=2, max_ongoing_requests=100)

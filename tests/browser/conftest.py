@@ -98,3 +98,10 @@ def arrive(browser: Browser) -> Iterator[Arrive]:
     yield arrive
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="package")
+def zooming(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WaitingRound]:
+    """Two images of stage one, whose small objects are looked at twice."""
+    with waiting_round(tmp_path_factory.mktemp("zooming"), STAGE_ONE, 2, zoom_in=True) as served:
+        yield served

@@ -64,6 +64,7 @@ def unit_of(
         header=header(),
         annotator=PAINTER,
         max_mask_seconds=1000,
+        zoom_in=False,
         seed=7,
         prefilled=prefilled,
     )

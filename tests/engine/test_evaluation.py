@@ -22,10 +22,12 @@ from engine.executor import LocalExecutor, run_unit
 from engine.images import WorkSize
 from engine.layout import detector_path
 from engine.progress import Progress
+from engine.sources import CocoSource
 from model.detector import DetectorConfig, ObjectDetector, save_detector
 from runs import SmallRun
 from stages.evaluation import ClickScores, evaluate_image
 from stages.predictor import Predictor
+from still_lifes import write_still_lifes
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +140,21 @@ def test_a_source_is_evaluated_as_a_whole_without_a_run(run: SmallRun) -> None:
     evaluation = evaluate_source(run.source, checkpoint, progress, device="cpu")
     direct = evaluate(LocalExecutor(run.spec()), run.rows, max_masks=None, step=no_step)
     assert evaluation == direct
+
+
+def test_small_objects_score_better_when_they_are_looked_at_twice(tmp_path: Path) -> None:
+    write_still_lifes(tmp_path, 2)
+    source = CocoSource(
+        name="still-lifes",
+        images=str(tmp_path / "images"),
+        annotations=str(tmp_path / "instances.json"),
+        max_images=1,
+    )
+    plain, zooming = (
+        evaluate_source(
+            source, "sa-tiny", Progress(Console(quiet=True)), device="cpu", zoom_in=zoom_in
+        )
+        for zoom_in in (False, True)
+    )
+    assert plain.num_masks == zooming.num_masks == 4
+    assert zooming.miou_5_clicks > plain.miou_5_clicks

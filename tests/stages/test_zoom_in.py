@@ -133,3 +133,22 @@ def test_a_window_lies_in_the_image_and_holds_its_prompt(
     assert 0 <= columns.start < columns.stop <= size_hw[1]
     assert view.holds(point)
     assert np.ones(size_hw)[view.slices].shape == view.transform.size_hw_orig
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "centre", "box_xyxy"),
+    [
+        ((480, 640), (10.0, 300.0), (0, 194, 213, 407)),
+        ((321, 481), (240.5, 160.0), (161, 80, 321, 240)),
+        ((321, 481), (480.0, 320.0), (321, 161, 481, 321)),
+        ((1500, 2250), (1033.0, 7.0), (658, 0, 1408, 750)),
+        ((1, 900), (450.0, 0.0), (300, 0, 600, 1)),
+        ((1, 1), (0.0, 0.0), (0, 0, 1, 1)),
+    ],
+)
+def test_the_page_has_the_same_windows(
+    size_hw: tuple[int, int], centre: Point, box_xyxy: tuple[int, int, int, int]
+) -> None:
+    """As in web/ui/tests/geometry.test.ts."""
+    rows, columns = View.around(centre, ResizeLongestSide(size_hw, 128)).slices
+    assert (columns.start, rows.start, columns.stop, rows.stop) == box_xyxy

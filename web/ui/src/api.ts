@@ -2,7 +2,8 @@
 
 import { base64ToBytes, bytesToBase64, floatsToHalves, halvesToFloats } from "./half";
 import type { DashboardFigures } from "./dashboard_figures";
-import type { Answer, ModelPrompt } from "./prompt";
+import type { Box } from "./mask";
+import type { Answer, ModelPrompt, Near } from "./prompt";
 import type { Rle } from "./rle";
 
 /** `review`: of what people handed in; `audit`: of automatic masks. */
@@ -52,6 +53,8 @@ export interface Task {
   height: number;
   stage: "assisted_manual" | "semi_automatic" | "fully_automatic";
   max_mask_seconds: number;
+  /** Small objects are looked at twice. */
+  zoom_in: boolean;
   image_size: number;
   embedding_shape: [number, number, number];
   checkpoint: string;
@@ -168,16 +171,23 @@ export class Api {
   }
 
   async decode(imageId: Task["image_id"], prompt: ModelPrompt): Promise<Answer> {
-    const reply = await this.send("POST", "/api/decode", {
-      image_id: imageId,
-      point_coords: prompt.pointCoords,
-      point_labels: prompt.pointLabels,
-      mask_input: prompt.maskInput && bytesToBase64(new Uint8Array(floatsToHalves(prompt.maskInput).buffer)),
-    });
+    const reply = await this.send("POST", "/api/decode", question(imageId, prompt));
     const { low_res_masks, predicted_iou } = await json<{ low_res_masks: string; predicted_iou: number[] }>(reply);
+    return { lowResMasks: logitsOf(low_res_masks), predictedIou: predicted_iou };
+  }
+
+  /** `prompt`: its points in the window's input frame, its mask input in the whole image's. */
+  async zoomIn(imageId: Task["image_id"], window: Box, prompt: ModelPrompt): Promise<Near> {
+    const { x0, y0, x1, y1 } = window;
+    const body = { ...question(imageId, prompt), window_xyxy: [x0, y0, x1, y1] };
+    const reply = await json<{ low_res_masks: string; predicted_iou: number[]; carried: string }>(
+      await this.send("POST", "/api/zoom-in", body),
+    );
     return {
-      lowResMasks: halvesToFloats(new Uint16Array(base64ToBytes(low_res_masks).buffer)),
-      predictedIou: predicted_iou,
+      window,
+      lowResMasks: logitsOf(reply.low_res_masks),
+      predictedIou: reply.predicted_iou,
+      carried: logitsOf(reply.carried),
     };
   }
 
@@ -207,6 +217,19 @@ export class Api {
     if (status === 401 && path !== "/api/login") this.onSignedOut();
     throw new Refused(status, detail);
   }
+}
+
+function question(imageId: Task["image_id"], prompt: ModelPrompt): object {
+  return {
+    image_id: imageId,
+    point_coords: prompt.pointCoords,
+    point_labels: prompt.pointLabels,
+    mask_input: prompt.maskInput && bytesToBase64(new Uint8Array(floatsToHalves(prompt.maskInput).buffer)),
+  };
+}
+
+function logitsOf(encoded: string): Float32Array {
+  return halvesToFloats(new Uint16Array(base64ToBytes(encoded).buffer));
 }
 
 function taskPath(taskId: Task["task_id"]): string {

@@ -15,6 +15,7 @@ import type { Size } from "./rle";
 import { type Ask, MaskSession } from "./session";
 import { Upscale } from "./upscale";
 import type { Voice } from "./voice";
+import { type LookCloser, ZoomIn } from "./zoom_in";
 
 export class Drawing {
   session: MaskSession;
@@ -29,6 +30,7 @@ export class Drawing {
 
   private readonly size: Size;
   private readonly upscale: Upscale;
+  private readonly zoomIn: ZoomIn | null;
   private turn: Promise<void> = Promise.resolve();
   private untouched: readonly unknown[] = [];
   private hovered: { pixel: Point; answer: Answer | null } | null = null;
@@ -42,9 +44,11 @@ export class Drawing {
     private readonly clock: () => number,
     private readonly isOpen: () => boolean,
     private readonly voice: Voice,
+    lookCloser: LookCloser,
   ) {
     this.size = { width: task.width, height: task.height };
     this.upscale = new Upscale(this.size, task.image_size);
+    this.zoomIn = task.zoom_in ? new ZoomIn(this.size, this.upscale, lookCloser) : null;
     this.session = this.emptySession();
     this.untouched = this.session.actions;
   }
@@ -196,8 +200,10 @@ export class Drawing {
     return new MaskSession(newId(), this.size, this.upscale, this.ask, this.clock);
   }
 
-  private readonly ask: Ask = (prompt) =>
-    this.decoder.ask(toModel(prompt, this.size, this.task.image_size));
+  private readonly ask: Ask = async (prompt, known = null) => {
+    const far = known ?? (await this.decoder.ask(toModel(prompt, this.size, this.task.image_size)));
+    return this.zoomIn ? this.zoomIn.look(prompt, far) : far;
+  };
 }
 
 function samePixel(a: Point | null | undefined, b: Point): boolean {

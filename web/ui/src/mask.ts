@@ -44,6 +44,17 @@ export function area(mask: Mask): number {
   return count;
 }
 
+/** Share of a mask's pixels that lie in a box; 1 for an empty mask. */
+export function shareWithin(mask: Mask, box: Box): number {
+  const { x0, y0, x1, y1 } = common(boxOf(mask), box);
+  let inside = 0;
+  for (let y = y0; y < y1; y++) {
+    const row = (y - mask.y) * mask.width - mask.x;
+    for (let x = x0; x < x1; x++) inside += mask.bits[row + x];
+  }
+  return inside / Math.max(1, area(mask)) || Number(isEmpty(mask));
+}
+
 export function contains(mask: Mask, x: number, y: number): boolean {
   const column = Math.floor(x) - mask.x;
   const row = Math.floor(y) - mask.y;

@@ -8,12 +8,14 @@ import { FinishedMasks, smallestAt } from "./finished";
 import type { Point } from "./geometry";
 import type { Change } from "./saving";
 import type { Voice } from "./voice";
+import type { LookCloser } from "./zoom_in";
 
 export interface TaskHooks extends Voice {
   /** What has to reach the server. */
   save(change: Change): void;
   /** Whether the annotator may still change anything. */
   isOpen(): boolean;
+  lookCloser: LookCloser;
 }
 
 export class OpenTask {
@@ -32,7 +34,7 @@ export class OpenTask {
   ) {
     this.finished = new FinishedMasks(task, unsaved);
     this.earlierSeconds = task.kind === "annotate" ? this.finished.seconds : 0; // a reviewer's time is their own
-    this.drawing = new Drawing(task, decoder, () => this.clock.seconds(), () => this.canDraw, hooks);
+    this.drawing = new Drawing(task, decoder, () => this.clock.seconds(), () => this.canDraw, hooks, hooks.lookCloser);
   }
 
   get canDraw(): boolean {

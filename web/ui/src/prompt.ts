@@ -1,6 +1,7 @@
 /** A question to the model and its answer, as the decoder's ONNX file takes and gives them. */
 
 import { type Point, toInput } from "./geometry";
+import type { Box } from "./mask";
 import type { Size } from "./rle";
 
 /** In image pixels. */
@@ -25,6 +26,22 @@ export interface Answer {
   /** (4, s, s): the single-mask output, then whole, part and subpart. */
   lowResMasks: Float32Array;
   predictedIou: number[];
+  /** A second look, at a window of the image. */
+  near?: Near;
+}
+
+export interface Near {
+  window: Box;
+  /** As an answer's; of the window. */
+  lowResMasks: Float32Array;
+  predictedIou: number[];
+  /** The logits as they are seen in the whole image, for the next prompt. */
+  carried: Float32Array;
+}
+
+/** One point is ambiguous and gets three outputs; all other prompts get the single one. */
+export function offeredChannels(prompt: Prompt): readonly number[] {
+  return prompt.maskInput || prompt.box ? [0] : [1, 2, 3];
 }
 
 /** Without a box, a padding point follows the points; a box follows them as its two corners. */

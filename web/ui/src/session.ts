@@ -8,15 +8,24 @@ import type { Interaction, MaskPayload } from "./api";
 import type { Point } from "./geometry";
 import { givenLogits } from "./given";
 import { emptyHistory, type History, push, redo, undo } from "./history";
-import { boxOf, EMPTY, isEmpty, type Mask, subtract, trim, union } from "./mask";
-import type { Answer, Prompt } from "./prompt";
+import { type Box, boxOf, EMPTY, isEmpty, type Mask, subtract, trim, union } from "./mask";
+import { type Answer, offeredChannels, type Prompt } from "./prompt";
 import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
-import type { Upscale } from "./upscale";
+import { type Enlarged, Upscale } from "./upscale";
+import { fits } from "./zoom_in";
+
+interface Output {
+  /** In the frame of the whole image; the next prompt's mask input. */
+  logits: Float32Array;
+  predictedIou: number;
+  /** Where the mask comes from, if not from those logits: a window that was looked at more closely. */
+  near?: { logits: Float32Array; window: Box };
+}
 
 /** What the model said to one click or box. */
 interface Reply {
   /** The outputs offered: whole, part and subpart, or the single one. */
-  offered: { logits: Float32Array; predictedIou: number }[];
+  offered: Output[];
   chosen: number;
   mask: Mask;
   stabilityScore: number;
@@ -36,7 +45,8 @@ interface Action {
   mask: Mask;
 }
 
-export type Ask = (prompt: Prompt) => Promise<Answer>;
+/** `known`: the first look's answer, when a hover at the same place has it already. */
+export type Ask = (prompt: Prompt, known?: Answer | null) => Promise<Answer>;
 
 export class MaskSession {
   private history: History<Action> = emptyHistory();
@@ -72,8 +82,8 @@ export class MaskSession {
         const drawn = stroke ? decodeRle(stroke) : EMPTY;
         session.history = push(session.history, { ...action, reply: null, stroke: drawn });
       } else {
-        const said = await session.ask(session.promptWith(kind, coords, label));
-        const reply = session.replyTo(said, kind, output);
+        const prompt = session.promptWith(kind, coords, label);
+        const reply = session.replyTo(await session.ask(prompt), prompt, output);
         session.history = push(session.history, { ...action, reply, stroke: null });
       }
     }
@@ -163,8 +173,7 @@ export class MaskSession {
     const index = this.actions.findLastIndex((action) => action.reply);
     const reply = index < 0 ? null : this.actions[index].reply;
     if (!reply || reply.offered.length === 1 || output >= reply.offered.length) return false;
-    const enlarged = this.upscale.enlarge(reply.offered[output].logits);
-    const chosen: Reply = { ...reply, chosen: output, ...enlarged };
+    const chosen: Reply = { ...reply, chosen: output, ...this.enlarge(reply.offered[output]) };
     const done = [...this.actions];
     let mask = withStrokes(chosen.mask, done.slice(0, index));
     done[index] = { ...done[index], reply: chosen, mask };
@@ -203,7 +212,7 @@ export class MaskSession {
 
   /** What the model's answer to the first prompt of a mask looks like before it is clicked. */
   preview(answer: Answer): Mask {
-    return this.replyTo(answer, "point", null).mask;
+    return this.replyTo(answer, this.promptWith("point", [0, 0], 1), null).mask;
   }
 
   /** The mask that the log begins with, as if the model had just answered it. */
@@ -220,23 +229,39 @@ export class MaskSession {
     known: Answer | null,
   ): Promise<void> {
     const seconds = this.lap();
-    const answer = known ?? (await this.ask(this.promptWith(kind, coords, label)));
-    const reply = this.replyTo(answer, kind, null);
+    const prompt = this.promptWith(kind, coords, label);
+    const reply = this.replyTo(await this.ask(prompt, known), prompt, null);
     const mask = withStrokes(reply.mask, this.actions);
     this.history = push(this.history, { kind, coords, label, seconds, reply, stroke: null, mask });
   }
 
-  /** One point is ambiguous and gets three outputs; all other prompts get the single one. */
-  private replyTo(answer: Answer, kind: "point" | "box", output: number | null): Reply {
-    const cells = this.upscale.side ** 2;
-    const channels = this.lastReply || kind === "box" ? [0] : [1, 2, 3];
-    const offered = channels.map((channel) => ({
-      logits: answer.lowResMasks.slice(channel * cells, (channel + 1) * cells),
-      predictedIou: answer.predictedIou[channel],
-    }));
+  private replyTo(answer: Answer, prompt: Prompt, output: number | null): Reply {
+    const offered = offeredChannels(prompt).map((channel) => this.outputOf(answer, channel));
     const best = offered.reduce((a, b) => (b.predictedIou > a.predictedIou ? b : a));
     const chosen = Math.min(output ?? offered.indexOf(best), offered.length - 1);
-    return { offered, chosen, ...this.upscale.enlarge(offered[chosen].logits) };
+    return { offered, chosen, ...this.enlarge(offered[chosen]) };
+  }
+
+  /** As it was drawn from nearer, if it is small enough for the window. */
+  private outputOf({ lowResMasks, predictedIou, near }: Answer, channel: number): Output {
+    const { upscale } = this;
+    const logits = upscale.channel(lowResMasks, channel);
+    if (!near || !fits(upscale.enlarge(logits).mask, near.window)) {
+      return { logits, predictedIou: predictedIou[channel] };
+    }
+    return {
+      logits: upscale.channel(near.carried, channel),
+      predictedIou: near.predictedIou[channel],
+      near: { logits: upscale.channel(near.lowResMasks, channel), window: near.window },
+    };
+  }
+
+  private enlarge({ logits, near }: Output): Enlarged {
+    if (!near) return this.upscale.enlarge(logits);
+    const { x0, y0, x1, y1 } = near.window;
+    const closer = new Upscale({ width: x1 - x0, height: y1 - y0 }, 4 * this.upscale.side);
+    const { mask, stabilityScore } = closer.enlarge(near.logits);
+    return { mask: { ...mask, x: mask.x + x0, y: mask.y + y0 }, stabilityScore };
   }
 
   private logged(action: Action): Interaction {

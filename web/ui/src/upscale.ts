@@ -40,6 +40,11 @@ export class Upscale {
     this.columns = axisOf(this.side, imageSize, input.width, size.width);
   }
 
+  /** One output's logits of all that the decoder answers. */
+  channel(lowResMasks: Float32Array, channel: number): Float32Array {
+    return lowResMasks.slice(channel * this.side ** 2, (channel + 1) * this.side ** 2);
+  }
+
   /** The mask of (side, side) logits above 0. */
   enlarge(logits: Float32Array, offset = 1): Enlarged {
     const { rows, columns, side } = this;

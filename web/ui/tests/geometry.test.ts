@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { dragBox, fit, inputSize, pan, pixelAt, toImage, toInput, toScreen, visibleBox, zoomAt } from "../src/geometry";
+import { dragBox, fit, inputSize, pan, pixelAt, toImage, toInput, toScreen, visibleBox, windowAround, zoomAt } from "../src/geometry";
 
 const IMAGE = { width: 2250, height: 1500 };
 const CANVAS = { width: 900, height: 700 };
@@ -53,4 +53,16 @@ test("only the pixels on the canvas are seen, those at its edge whole", () => {
   expect(visibleBox(fit(IMAGE, CANVAS, 0), IMAGE, CANVAS)).toEqual({ x0: 0, y0: 0, x1: 2250, y1: 1500 });
   const view = { scale: 10, x: -95, y: 50 };
   expect(visibleBox(view, IMAGE, CANVAS)).toEqual({ x0: 9, y0: 0, x1: 100, y1: 65 });
+});
+
+// As the engine has them: tests/stages/test_zoom_in.py.
+test.each([
+  [[640, 480], [10, 300], [0, 194, 213, 407]],
+  [[481, 321], [240.5, 160], [161, 80, 321, 240]],
+  [[481, 321], [480, 320], [321, 161, 481, 321]],
+  [[2250, 1500], [1033, 7], [658, 0, 1408, 750]],
+  [[900, 1], [450, 0], [300, 0, 600, 1]],
+  [[1, 1], [0, 0], [0, 0, 1, 1]],
+])("of an image of %j the window around %j is %j", ([width, height], [x, y], [x0, y0, x1, y1]) => {
+  expect(windowAround({ x, y }, { width, height })).toEqual({ x0, y0, x1, y1 });
 });

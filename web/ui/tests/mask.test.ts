@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { area, common, contains, EMPTY, isEmpty, outline, strokeMask, subtract, trim, union } from "../src/mask";
+import { area, common, contains, EMPTY, isEmpty, outline, shareWithin, strokeMask, subtract, trim, union } from "../src/mask";
 import { maskOf, randomMask, seeded, whole } from "./random";
 
 const SIZE = { width: 23, height: 17 };
@@ -48,4 +48,19 @@ test("boxes that share nothing have nothing in common", () => {
   expect(common(box, { x0: 5, y0: 0, x1: 20, y1: 5 })).toEqual({ x0: 5, y0: 3, x1: 10, y1: 5 });
   const { x0, y0, x1, y1 } = common(box, { x0: 15, y0: 20, x1: 30, y1: 30 });
   expect([x1 - x0, y1 - y0]).toEqual([0, 0]);
+});
+
+test("the share of a mask within a box is that of its pixels", () => {
+  const random = seeded(4);
+  const box = { x0: 3, y0: 2, x1: 15, y1: 9 };
+  for (let trial = 0; trial < 100; trial++) {
+    const mask = trim(randomMask(random, SIZE));
+    const pixels = whole(mask, SIZE);
+    const inside = [...pixels].filter((bit, at) => {
+      const [x, y] = [at % SIZE.width, Math.floor(at / SIZE.width)];
+      return bit && x >= box.x0 && x < box.x1 && y >= box.y0 && y < box.y1;
+    });
+    expect(shareWithin(mask, box)).toBeCloseTo(isEmpty(mask) ? 1 : inside.length / area(mask), 12);
+  }
+  expect(shareWithin(EMPTY, box)).toBe(1);
 });

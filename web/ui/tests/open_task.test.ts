@@ -50,6 +50,7 @@ beforeEach(() => {
     changed: () => {},
     save: (change) => void saved.push(change),
     isOpen: () => true,
+    lookCloser: async () => Promise.reject(new Error("not asked for")),
   });
 });
 

@@ -1,0 +1,80 @@
+/**
+ * A second look at small objects, as stages/zoom_in.py has it: where an answer lies in the window
+ * around its first prompt, the server shows the model that window enlarged, and asks again.
+ */
+
+import { type Point, windowAround } from "./geometry";
+import { type Box, shareWithin } from "./mask";
+import { type Answer, type ModelPrompt, type Near, offeredChannels, type Prompt, toModel } from "./prompt";
+import type { Size } from "./rle";
+import type { Upscale } from "./upscale";
+
+/** Asks the server: the prompt in the window's input frame, its mask input in the whole image's. */
+export type LookCloser = (window: Box, prompt: ModelPrompt) => Promise<Near>;
+
+/** Share of an output's pixels within the window from which on it is drawn again there. */
+const FITS = 0.98;
+/** The first answer stands when the second is not there by then. */
+const NEAR_MILLISECONDS = 5_000;
+
+export class ZoomIn {
+  constructor(
+    private readonly size: Size,
+    private readonly upscale: Upscale,
+    private readonly lookCloser: LookCloser,
+  ) {}
+
+  /** The answer, with a second one beside it where one of its outputs is small enough for the window. */
+  async look(prompt: Prompt, far: Answer): Promise<Answer> {
+    const window = windowAround(centreOf(prompt), this.size);
+    if (!placesOf(prompt).every((place) => holds(window, place))) return far;
+    const { upscale } = this;
+    const isSmall = (channel: number): boolean => fits(upscale.enlarge(upscale.channel(far.lowResMasks, channel)).mask, window);
+    if (!offeredChannels(prompt).some(isSmall)) return far;
+    const size = { width: window.x1 - window.x0, height: window.y1 - window.y0 };
+    const asked = toModel(within(prompt, window), size, 4 * upscale.side);
+    try {
+      return { ...far, near: await inTime(this.lookCloser(window, asked)) };
+    } catch (error) {
+      console.warn("no second look", error);
+      return far;
+    }
+  }
+}
+
+export function fits(mask: Parameters<typeof shareWithin>[0], window: Box): boolean {
+  return shareWithin(mask, window) >= FITS;
+}
+
+/** Of the object, as far as its first prompt tells. */
+function centreOf({ points, box }: Prompt): Point {
+  return box ? { x: (box[0] + box[2]) / 2, y: (box[1] + box[3]) / 2 } : points[0];
+}
+
+/** What belongs to the object for certain. */
+function placesOf({ points, labels, box }: Prompt): Point[] {
+  const added = points.filter((_, index) => labels[index] === 1);
+  return box ? [...added, { x: box[0], y: box[1] }, { x: box[2], y: box[3] }] : added;
+}
+
+function holds({ x0, y0, x1, y1 }: Box, { x, y }: Point): boolean {
+  return x0 <= x && x < x1 && y0 <= y && y < y1;
+}
+
+/** The prompt in the window's frame; clicks beyond it have had their say in the first look. */
+function within({ points, labels, box, maskInput }: Prompt, window: Box): Prompt {
+  const held = points.map((point) => holds(window, point));
+  return {
+    points: points.filter((_, index) => held[index]).map(({ x, y }) => ({ x: x - window.x0, y: y - window.y0 })),
+    labels: labels.filter((_, index) => held[index]),
+    box: box && box.map((value, index) => value - (index % 2 ? window.y0 : window.x0)),
+    maskInput,
+  };
+}
+
+function inTime<Value>(promise: Promise<Value>): Promise<Value> {
+  const late = new Promise<never>((_, reject) => {
+    setTimeout(() => reject(new Error(`no answer within ${NEAR_MILLISECONDS} ms`)), NEAR_MILLISECONDS);
+  });
+  return Promise.race([promise, late]);
+}

@@ -1,0 +1,125 @@
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { type Box, boxOf } from "../src/mask";
+import { type Answer, type ModelPrompt, type Near, type Prompt, toModel } from "../src/prompt";
+import { MaskSession } from "../src/session";
+import { Upscale } from "../src/upscale";
+import { ZoomIn } from "../src/zoom_in";
+
+const SIZE = { width: 96, height: 96 };
+const SIDE = 24; // of the logits: each cell is four image pixels wide
+const CELLS = SIDE ** 2;
+const upscale = new Upscale(SIZE, 4 * SIDE);
+/** Around a click at 48, 48. */
+const WINDOW = { x0: 32, y0: 32, x1: 64, y1: 64 };
+
+/** Four outputs: squares of so many cells around the middle. */
+function squares(...halfSides: number[]): Float32Array {
+  const logits = new Float32Array(4 * CELLS).fill(-10);
+  halfSides.forEach((half, channel) => {
+    for (let row = 12 - half; row < 12 + half; row++) {
+      logits.fill(10, channel * CELLS + row * SIDE + 12 - half, channel * CELLS + row * SIDE + 12 + half);
+    }
+  });
+  return logits;
+}
+
+/** The single output and the third of three fit into the window. */
+const FAR: Answer = { lowResMasks: squares(1, 11, 8, 2), predictedIou: [0.5, 0.6, 0.7, 0.8] };
+
+let asked: { window: Box; prompt: ModelPrompt }[];
+let prompts: Prompt[];
+
+function near(window: Box): Near {
+  return { window, lowResMasks: squares(6, 6, 6, 6), predictedIou: [0.91, 0.92, 0.93, 0.94], carried: squares(2, 2, 2, 2) };
+}
+
+function begin(look: (window: Box) => Promise<Near> = async (window) => near(window)): MaskSession {
+  const zoom = new ZoomIn(SIZE, upscale, (window, prompt) => {
+    asked.push({ window, prompt });
+    return look(window);
+  });
+  return new MaskSession(
+    "id",
+    SIZE,
+    upscale,
+    (prompt, known) => {
+      prompts.push(prompt);
+      return zoom.look(prompt, known ?? FAR);
+    },
+    () => 0,
+  );
+}
+
+beforeEach(() => {
+  asked = [];
+  prompts = [];
+  vi.spyOn(console, "warn").mockImplementation(() => {});
+});
+
+afterEach(() => {
+  vi.useRealTimers();
+  vi.restoreAllMocks();
+});
+
+test("what fits into the window is drawn from nearer, the rest as before", async () => {
+  const session = begin();
+  await session.click({ x: 48, y: 48 }, 1);
+  expect(asked.map(({ window }) => window)).toEqual([WINDOW]);
+  expect(asked[0].prompt).toEqual(
+    toModel({ points: [{ x: 16, y: 16 }], labels: [1], box: null, maskInput: null }, { width: 32, height: 32 }, 96),
+  );
+  expect(session.choices).toEqual([0.6, 0.7, 0.94]);
+  expect(boxOf(session.mask)).toEqual({ x0: 40, y0: 40, x1: 56, y1: 56 }); // half of the window
+  session.choose(1);
+  expect(boxOf(session.mask)).toEqual({ x0: 16, y0: 16, x1: 80, y1: 80 });
+  session.choose(2);
+  expect(boxOf(session.mask)).toEqual({ x0: 40, y0: 40, x1: 56, y1: 56 });
+  expect(session.record()?.predicted_iou).toBe(0.94);
+});
+
+test("the next prompt is shown the answer as the whole image has it", async () => {
+  const session = begin();
+  await session.click({ x: 48, y: 48 }, 1);
+  await session.click({ x: 50, y: 50 }, 0);
+  expect(prompts[1].maskInput).toEqual(squares(2).slice(0, CELLS));
+  expect(asked[1].window).toEqual(WINDOW);
+  expect(asked[1].prompt.maskInput).toBe(prompts[1].maskInput);
+  expect(session.predictedIou).toBe(0.91);
+});
+
+test("clicks beyond the window: one that adds forbids a second look, one that removes does not count in it", async () => {
+  const session = begin();
+  await session.click({ x: 48, y: 48 }, 1);
+  await session.click({ x: 5, y: 5 }, 0);
+  expect(asked[1].prompt.pointLabels).toEqual([1, -1]);
+  await session.click({ x: 90, y: 90 }, 1);
+  expect(asked.length).toBe(2);
+  expect(session.predictedIou).toBe(0.5);
+});
+
+test("a box is looked at from its middle, and not at all when it reaches out of the window", async () => {
+  await begin().dragBox([40, 44, 55, 51]);
+  expect(asked[0].window).toEqual(WINDOW);
+  expect(asked[0].prompt.pointLabels).toEqual([2, 3]);
+  await begin().dragBox([20, 44, 75, 51]);
+  expect(asked.length).toBe(1);
+});
+
+test("large answers ask for no second look", async () => {
+  const zoom = new ZoomIn(SIZE, upscale, () => Promise.reject(new Error("not asked for")));
+  const large = { ...FAR, lowResMasks: squares(9, 11, 8, 6) };
+  const prompt = { points: [{ x: 48, y: 48 }], labels: [1], box: null, maskInput: null };
+  expect(await zoom.look(prompt, large)).toBe(large);
+});
+
+test("a second look that fails or is late leaves the first answer", async () => {
+  const failing = begin(() => Promise.reject(new Error("the server cannot be reached")));
+  await failing.click({ x: 48, y: 48 }, 1);
+  expect(failing.choices).toEqual([0.6, 0.7, 0.8]);
+  vi.useFakeTimers();
+  const late = begin(() => new Promise(() => {}));
+  const clicked = late.click({ x: 48, y: 48 }, 1);
+  await vi.advanceTimersByTimeAsync(5_000);
+  await clicked;
+  expect(late.choices).toEqual([0.6, 0.7, 0.8]);
+});
