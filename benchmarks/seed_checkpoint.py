@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks.seed_data import (
     MILD,
+    NEAR,
     STRONG,
     Augmentation,
     ClickBatches,
@@ -214,6 +215,24 @@ PHASES = (
         augmentation=MILD,
         scenes=0.1,
         begins_with=2,
+    ),
+    Phase(
+        "near-512",
+        512,
+        4,
+        12,
+        JointConfig(
+            steps=700,
+            learning_rate=5e-5,
+            warmup_steps=50,
+            prompts_per_image=8,
+            embedding_weight=0.0,
+            correct_every=3,
+            interactions=STEADY,
+        ),
+        last_window=32,
+        augmentation=NEAR,
+        scenes=0.1,
     ),
 )
 

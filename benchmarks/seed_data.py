@@ -28,6 +28,7 @@ from scipy import ndimage
 from model.pretraining import ClickBatch
 from stages.records import Rle
 from stages.rle import decode_rle
+from stages.zoom_in import FITS, WINDOW_SHARE
 
 HELD_OUT_SHARE = 0.1
 MIN_CELLS = 8  # smaller regions are noise at stride 4
@@ -63,10 +64,13 @@ class Augmentation:
     """Of regions of another image over this one."""
     whole_probability: float
     """Of the whole image at the size at which it is seen when used, without jitter."""
+    near_probability: float = 0.0
+    """Of the window around a small region, as a second look sees it (`stages/zoom_in.py`)."""
 
 
 STRONG = Augmentation(paste_probability=0.25, whole_probability=0.35)
 MILD = Augmentation(paste_probability=0.1, whole_probability=0.5)
+NEAR = Augmentation(paste_probability=0.1, whole_probability=0.5, near_probability=0.6)
 
 
 def is_held_out(sha256: str, split: str) -> bool:
@@ -146,9 +150,13 @@ class SampleSource:
         while True:
             images = self.collections[rng.choice(len(self.collections), p=self.shares)]
             image = images[int(rng.integers(len(images)))]
-            whole = self.augmentation.whole_probability
-            sample = crop_sample(image, self.size, max_masks, rng, whole)
-            if len(sample.masks):
+            near = rng.random() < self.augmentation.near_probability
+            sample = (
+                near_sample(image, self.size, max_masks, rng)
+                if near
+                else crop_sample(image, self.size, max_masks, rng, self.augmentation)
+            )
+            if sample is not None and len(sample.masks):
                 return sample
 
 
@@ -157,12 +165,12 @@ def crop_sample(
     size: int,
     max_masks: int,
     rng: np.random.Generator,
-    whole_probability: float,
+    augmentation: Augmentation,
 ) -> Sample:
     """Large-scale jitter: a random window of the image, or the whole of it made smaller."""
     height, width = image.size_hw
     scale = size / max(height, width) * float(np.exp(rng.uniform(np.log(0.7), np.log(2.0))))
-    if rng.random() < whole_probability:
+    if rng.random() < augmentation.whole_probability:
         scale = size / max(height, width)
     stretch = float(np.exp(rng.uniform(-0.12, 0.12)))
     scale_x, scale_y = scale * stretch, scale / stretch
@@ -171,6 +179,52 @@ def crop_sample(
     crop_w, crop_h = min(width, out_w / scale_x), min(height, out_h / scale_y)
     x0, y0 = rng.uniform(0, width - crop_w), rng.uniform(0, height - crop_h)
     box = (x0, y0, x0 + crop_w, y0 + crop_h)
+    masks = [decode_rle(rle) for rle in _in_random_order(image, rng)]
+    return _cut_out(image, masks, box, (out_h, out_w), size, max_masks, rng)
+
+
+def near_sample(
+    image: LabelledImage, size: int, max_masks: int, rng: np.random.Generator
+) -> Sample | None:
+    """The window around a click into a small region, with all regions that lie in it.
+
+    None when the region that is drawn is too large for a window.
+    """
+    height, width = image.size_hw
+    masks = [decode_rle(rle) for rle in _in_random_order(image, rng)]
+    side = max(height, width) * WINDOW_SHARE * float(np.exp(rng.uniform(-0.2, 0.2)))
+    crop_w, crop_h = min(width, side), min(height, side)
+    x, y = click_in(masks[0], rng)
+    x0 = min(max(0.0, x - crop_w / 2), width - crop_w)
+    y0 = min(max(0.0, y - crop_h / 2), height - crop_h)
+    rows = slice(round(y0), round(y0 + crop_h))
+    columns = slice(round(x0), round(x0 + crop_w))
+    inside = [mask for mask in masks if mask[rows, columns].sum() >= FITS * mask.sum()]
+    if not inside or inside[0] is not masks[0]:
+        return None
+    scale = size / max(crop_w, crop_h)
+    out_hw = (round(crop_h * scale / 4) * 4, round(crop_w * scale / 4) * 4)
+    box = (x0, y0, x0 + crop_w, y0 + crop_h)
+    return _cut_out(image, inside, box, out_hw, size, max_masks, rng)
+
+
+def _in_random_order(image: LabelledImage, rng: np.random.Generator) -> list[Rle]:
+    weights = np.array(image.weights)
+    order = rng.choice(len(weights), size=len(weights), replace=False, p=weights / weights.sum())
+    return [image.rles[index] for index in order]
+
+
+def _cut_out(
+    image: LabelledImage,
+    masks: Sequence[Mask],
+    box: tuple[float, float, float, float],
+    out_hw: tuple[int, int],
+    size: int,
+    max_masks: int,
+    rng: np.random.Generator,
+) -> Sample:
+    """A box of the image at another size, mirrored half of the time, with its first masks."""
+    out_h, out_w = out_hw
     flip = rng.random() < 0.5
     with Image.open(image.path) as file:
         resized = file.convert("RGB").resize((out_w, out_h), Image.Resampling.BILINEAR, box=box)
@@ -178,20 +232,18 @@ def crop_sample(
     pixels = np.zeros((size, size, 3), dtype=np.uint8)
     pixels[:out_h, :out_w] = window
 
-    weights = np.array(image.weights)
-    order = rng.choice(len(weights), size=len(weights), replace=False, p=weights / weights.sum())
-    masks: list[Mask] = []
-    for index in order:
-        if len(masks) == max_masks:
+    seen: list[Mask] = []
+    for one in masks:
+        if len(seen) == max_masks:
             break
-        whole = Image.fromarray(decode_rle(image.rles[index]).astype(np.uint8) * 255)
+        whole = Image.fromarray(one.astype(np.uint8) * 255)
         small = whole.resize((out_w // 4, out_h // 4), Image.Resampling.BOX, box=box)
         coverage = np.asarray(small)[:, ::-1] if flip else np.asarray(small)
         mask = np.zeros((size // 4, size // 4), dtype=bool)
         mask[: out_h // 4, : out_w // 4] = coverage > 127
         if MIN_CELLS <= mask.sum() <= 0.95 * out_h * out_w / 16:
-            masks.append(mask)
-    return Sample(pixels, _stack(masks, size), (out_h, out_w))
+            seen.append(mask)
+    return Sample(pixels, _stack(seen, size), (out_h, out_w))
 
 
 def paste(sample: Sample, other: Sample, rng: np.random.Generator) -> Sample:

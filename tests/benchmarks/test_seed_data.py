@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.seed_data import (
+    MILD,
+    NEAR,
     ClickBatches,
     LabelledImage,
     SampleSource,
     crop_sample,
     is_held_out,
     main,
+    near_sample,
     paste,
     read_folder,
 )
 from engine.scenes import write_scenes
+from stages.rle import encode_rle
 
 SIZE = 64
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -112,10 +117,6 @@ def test_clicks_lie_on_their_masks_and_masks_off_the_padding(folder: Path) -> No
 
 
 def test_cropped_masks_still_lie_on_what_they_outline(folder: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    from stages.rle import encode_rle
-
     pixels = np.zeros((60, 80, 3), dtype=np.uint8)
     mask = np.zeros((60, 80), dtype=bool)
     mask[20:50, 30:70] = True
@@ -123,7 +124,7 @@ def test_cropped_masks_still_lie_on_what_they_outline(folder: Path, tmp_path: Pa
     Image.fromarray(pixels).save(tmp_path / "square.png")
     image = LabelledImage(tmp_path / "square.png", (60, 80), (encode_rle(mask),), (1.0,))
     for seed in range(20):
-        sample = crop_sample(image, SIZE, 1, np.random.default_rng(seed), whole_probability=0.5)
+        sample = crop_sample(image, SIZE, 1, np.random.default_rng(seed), MILD)
         if len(sample.masks):
             bright = sample.pixels[2::4, 2::4, 0] > 127
             assert (bright ^ sample.masks[0]).mean() < 0.06
@@ -132,8 +133,38 @@ def test_cropped_masks_still_lie_on_what_they_outline(folder: Path, tmp_path: Pa
 def test_pasted_regions_cover_what_was_there(folder: Path) -> None:
     images = read_folder(folder, held_out=False)
     rng = np.random.default_rng(0)
-    below, above = (crop_sample(image, SIZE, 8, rng, whole_probability=0.5) for image in images[:2])
+    below, above = (crop_sample(image, SIZE, 8, rng, MILD) for image in images[:2])
     both = paste(below, above, rng)
     assert both.size_hw == below.size_hw
     assert len(both.masks) > 0
     assert (both.pixels != below.pixels).any()
+
+
+def square(folder: Path, side: int) -> LabelledImage:
+    """A white square of so many pixels in the middle of a black image."""
+    pixels = np.zeros((120, 180, 3), dtype=np.uint8)
+    mask = np.zeros((120, 180), dtype=bool)
+    mask[60 - side // 2 : 60 + side // 2, 90 - side // 2 : 90 + side // 2] = True
+    pixels[mask] = 255
+    path = folder / f"{side}.png"
+    Image.fromarray(pixels).save(path)
+    return LabelledImage(path, (120, 180), (encode_rle(mask),), (1.0,))
+
+
+def test_a_near_sample_is_the_window_around_a_small_region_enlarged(tmp_path: Path) -> None:
+    image = square(tmp_path, 20)
+    for seed in range(10):
+        sample = near_sample(image, 128, 4, np.random.default_rng(seed))
+        assert sample is not None
+        (mask,) = sample.masks
+        share = mask.sum() / mask.size
+        assert 400 / (60 * 1.25) ** 2 < share < 400 / (60 / 1.25) ** 2
+        bright = sample.pixels[2::4, 2::4, 0] > 127
+        assert (bright ^ mask).mean() < 0.06
+
+
+def test_a_region_too_large_for_a_window_gives_no_near_sample(tmp_path: Path) -> None:
+    image = square(tmp_path, 100)
+    assert all(near_sample(image, 128, 4, np.random.default_rng(seed)) is None for seed in range(5))
+    source = SampleSource([(1.0, [image])], 128, NEAR)
+    assert len(source.sample(np.random.default_rng(0), 4).masks)
