@@ -28,7 +28,7 @@ from scipy import ndimage
 from model.pretraining import ClickBatch
 from stages.records import Rle
 from stages.rle import decode_rle
-from stages.zoom_in import FITS, WINDOW_SHARE
+from stages.zoom_in import CROP_SHARE, FITS
 
 HELD_OUT_SHARE = 0.1
 MIN_CELLS = 8  # smaller regions are noise at stride 4
@@ -192,7 +192,7 @@ def near_sample(
     """
     height, width = image.size_hw
     masks = [decode_rle(rle) for rle in _in_random_order(image, rng)]
-    side = max(height, width) * WINDOW_SHARE * float(np.exp(rng.uniform(-0.2, 0.2)))
+    side = max(height, width) * CROP_SHARE * float(np.exp(rng.uniform(-0.2, 0.2)))
     crop_w, crop_h = min(width, side), min(height, side)
     x, y = click_in(masks[0], rng)
     x0 = min(max(0.0, x - crop_w / 2), width - crop_w)

@@ -1,9 +1,9 @@
-"""A second look at small objects: the window around them, enlarged to a whole input of its own.
+"""A second look at small objects: the crop around them, enlarged to a whole input of its own.
 
 What is small in its image is drawn from few cells of the embedding. Interactive segmentation knows
 the remedy as zoom-in (f-BRS, Sofiiuk et al. 2020): what lies around the clicks is cut out and shown
 to the model enlarged. Here the model is asked in the whole image first, and an output that fits
-into the window is drawn again there. It costs a second encoding for each such object.
+into the crop is drawn again there. It costs a second encoding for each such object.
 """
 
 from dataclasses import dataclass
@@ -23,17 +23,17 @@ BoxXyxy = tuple[float, float, float, float]
 
 # Axes: M outputs, s the side of low-resolution logits.
 
-WINDOW_SHARE = 1 / 3
-"""Side of a window over the image's longest side. Measured, as is the next (docs/log.md)."""
+CROP_SHARE = 1 / 3
+"""Side of a crop over the image's longest side. Measured, as is the next (docs/log.md)."""
 FITS = 0.98
-"""Share of an output's pixels within the window from which on it is drawn again there."""
+"""Share of an output's pixels within the crop from which on it is drawn again there."""
 BACKGROUND = -10.0
-"""Logit of what a window does not show."""
+"""Logit of what a crop does not show."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A window of the image as the model is shown it: a whole input."""
+    """A crop of the image as the model is shown it: a whole input."""
 
     offset_xy: tuple[int, int]
     """Of its top left pixel, in the image."""
@@ -41,9 +41,9 @@ class View:
 
     @classmethod
     def around(cls, centre: Point, whole: ResizeLongestSide) -> "View":
-        """The window with a place in its middle, moved to lie in the image."""
+        """The crop with a place in its middle, moved to lie in the image."""
         size_hw = whole.size_hw_orig
-        longest = max(1, int(max(size_hw) * WINDOW_SHARE + 0.5))
+        longest = max(1, int(max(size_hw) * CROP_SHARE + 0.5))
         height, width = (min(side, longest) for side in size_hw)
         x = min(max(0, int(centre[0] - width / 2 + 0.5)), size_hw[1] - width)
         y = min(max(0, int(centre[1] - height / 2 + 0.5)), size_hw[0] - height)
@@ -69,7 +69,7 @@ class View:
         return x <= point[0] < x + width and y <= point[1] < y + height
 
     def within(self, point: Point) -> Point:
-        """A point of the image in the window's frame."""
+        """A point of the image in the crop's frame."""
         return point[0] - self.offset_xy[0], point[1] - self.offset_xy[1]
 
     def fits(self, mask: Mask) -> bool:
@@ -97,7 +97,7 @@ class ZoomInPredictor(Predictor):
         mask_input: Tensor | None = None,
         multimask_output: bool,
     ) -> Answer:
-        """As `Predictor.predict`. Clicks that take away something outside of the window have had
+        """As `Predictor.predict`. Clicks that take away something outside of the crop have had
         their say in the first look; one that adds something there, or a box that reaches out of
         it, means an object too large for a second look.
         """
@@ -128,7 +128,7 @@ class ZoomInPredictor(Predictor):
         return _merged(far, near, fits, view, whole)
 
     def _look_at(self, view: View) -> Predictor:
-        """The last window is kept: most often the next click is for the same object."""
+        """The last crop is kept: most often the next click is for the same object."""
         if self._last is None or self._last[0] != view:
             embedding = embed(self.sam, view.cut(self._pixels))
             self._last = view, Predictor(self.sam, view.transform.size_hw_orig, embedding)
@@ -151,9 +151,9 @@ def _centre(points: tuple[Point, ...], box_xyxy: BoxXyxy | None) -> Point:
 
 
 def carry(low_res_masks: Tensor, source: View, target: View) -> Tensor:
-    """(M, s, s) logits seen in one window, as they are seen in another; beyond it is background.
+    """(M, s, s) logits seen in one crop, as they are seen in another; beyond it is background.
 
-    A cell is the mean of 4 x 4 places in it, so thin lines survive in a window that shows more.
+    A cell is the mean of 4 x 4 places in it, so thin lines survive in a crop that shows more.
     """
     side, samples = low_res_masks.shape[-1], 4
     cells = (torch.arange(side * samples) + 0.5) / samples
@@ -169,7 +169,7 @@ def carry(low_res_masks: Tensor, source: View, target: View) -> Tensor:
 
 
 def _merged(far: Answer, near: Answer, fits: list[bool], view: View, whole: View) -> Answer:
-    """The first look's answer, with each output that fits the window as it was drawn there."""
+    """The first look's answer, with each output that fits the crop as it was drawn there."""
     looks = [near if fit else far for fit in fits]
     masks = list(far.masks)
     for output in np.flatnonzero(fits):

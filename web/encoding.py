@@ -20,14 +20,14 @@ from stages.zoom_in import View
 
 @dataclass(frozen=True)
 class Seen:
-    """What the encoder is shown: an image, or a window of it."""
+    """What the encoder is shown: an image, or a crop of it."""
 
     row: CorpusRow
-    window: View | None = None
+    crop: View | None = None
 
     @property
     def key(self) -> tuple[str, View | None]:
-        return self.row.sha256, self.window
+        return self.row.sha256, self.crop
 
 
 class Embed(Protocol):
@@ -60,7 +60,7 @@ class Encoder:
     def embed_many(
         self, checkpoint: str, questions: Sequence[Seen]
     ) -> list[Embedding | UnreadableImageError]:
-        """One for each, those that are not stored embedded together; windows are never stored."""
+        """One for each, those that are not stored embedded together; crops are never stored."""
         with self._working:
             context = self._context_of(checkpoint)
             answers: dict[tuple[str, View | None], Embedding | UnreadableImageError] = {}
@@ -75,17 +75,17 @@ class Encoder:
                 except UnreadableImageError as error:
                     answers[seen.key] = error
                     continue
-                pixels[seen] = whole if seen.window is None else seen.window.cut(whole)
+                pixels[seen] = whole if seen.crop is None else seen.crop.cut(whole)
             if pixels:
                 made = embed_batch(context.checkpoint.sam, list(pixels.values()))
                 for seen, values in zip(pixels, made.cpu().numpy(), strict=True):
                     answers[seen.key] = kept = values[None].astype(np.float16)
-                    if seen.window is None:
+                    if seen.crop is None:
                         store_embedding(self._store, context.encoder_sha256, seen.row.sha256, kept)
         return [answers[seen.key] for seen in questions]
 
     def _stored(self, context: WorkerContext, seen: Seen) -> Embedding | None:
-        if seen.window is not None:
+        if seen.crop is not None:
             return None
         return load_embedding(self._store, context.encoder_sha256, seen.row.sha256)
 

@@ -35,9 +35,9 @@ class DecodeAnswer(Record):
 
 
 class ZoomInRequest(DecodeRequest):
-    """Points in the window's input frame; mask_input in that of the whole image, as ever."""
+    """Points in the crop's input frame; mask_input in that of the whole image, as ever."""
 
-    window_xyxy: tuple[int, int, int, int]
+    crop_xyxy: tuple[int, int, int, int]
     """Image pixels, right and bottom exclusive."""
 
 
@@ -98,7 +98,7 @@ def zoom_in(body: ZoomInRequest, somebody: Somebody, desk: TheDesk) -> ZoomInAns
     mine = round_of(body.image_id, desk)
     prompt = _prompt(body, mine)
     try:
-        near = desk.images.zoom_in(mine, body.image_id, body.window_xyxy, *prompt)
+        near = desk.images.zoom_in(mine, body.image_id, body.crop_xyxy, *prompt)
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
     return ZoomInAnswer(

@@ -22,16 +22,16 @@ from web.encoding import Embed, Seen
 from web.open_round import OpenRound
 
 JPEG_QUALITY = 92
-MAX_WINDOWS = 64
+MAX_CROPS = 64
 """Whose embeddings are kept: an object's further clicks look at the same one."""
 
 
 @dataclass(frozen=True)
 class NearAnswer:
-    """What the model says of a window."""
+    """What the model says of a crop."""
 
     low_res_masks: NDArray[np.float32]
-    """(4, s, s) logits of the window."""
+    """(4, s, s) logits of the crop."""
     predicted_iou: NDArray[np.float32]
     """(4,)"""
     carried: NDArray[np.float32]
@@ -48,7 +48,7 @@ class RoundImages:
         self._corpus = Corpus(store)
         limits, work_size = config.corpus.limits, config.work_size
         self._context = WorkerContext(WorkerSpec(store.uri, "", limits, work_size))
-        self._window_embedding = lru_cache(MAX_WINDOWS)(self._embed_window)
+        self._crop_embedding = lru_cache(MAX_CROPS)(self._embed_crop)
 
     def row(self, image_id: int) -> CorpusRow:
         return self._corpus.row(image_id)
@@ -93,7 +93,7 @@ class RoundImages:
         self,
         mine: OpenRound,
         image_id: int,
-        window_xyxy: BoxXyxy,
+        crop_xyxy: BoxXyxy,
         point_coords: NDArray[np.float32],
         point_labels: NDArray[np.int64],
         mask_input: NDArray[np.float32] | None,
@@ -101,32 +101,32 @@ class RoundImages:
         """A second look at a small object.
 
         Args:
-            window_xyxy: image pixels, right and bottom exclusive.
-            point_coords: (N, 2), input frame of the window.
+            crop_xyxy: image pixels, right and bottom exclusive.
+            point_coords: (N, 2), input frame of the crop.
             mask_input: (s, s) logits of the answer before, in the frame of the whole image.
 
         Raises:
-            ValueError: the window is empty, or does not lie in the image.
+            ValueError: the crop is empty, or does not lie in the image.
             UnreadableImageError: the image cannot be read.
         """
         side = mine.decoder.file.image_size
         height, width = self.size_hw(image_id)
-        x0, y0, x1, y1 = window_xyxy
+        x0, y0, x1, y1 = crop_xyxy
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise ValueError(
-                f"window {window_xyxy}: expected x0, y0, x1, y1 within {width} x {height} pixels"
+                f"crop {crop_xyxy}: expected x0, y0, x1, y1 within {width} x {height} pixels"
             )
         whole = View((0, 0), ResizeLongestSide((height, width), side))
-        window = View((x0, y0), ResizeLongestSide((y1 - y0, x1 - x0), side))
+        crop = View((x0, y0), ResizeLongestSide((y1 - y0, x1 - x0), side))
         shown = (
             None
             if mask_input is None
-            else carry(torch.from_numpy(mask_input)[None], whole, window)[0].numpy()
+            else carry(torch.from_numpy(mask_input)[None], whole, crop)[0].numpy()
         )
-        embedding = self._window_embedding(mine.checkpoint, image_id, window)
+        embedding = self._crop_embedding(mine.checkpoint, image_id, crop)
         masks, iou = mine.decoder.decode(embedding, point_coords, point_labels, shown)
-        carried = carry(torch.from_numpy(masks), window, whole).numpy()
+        carried = carry(torch.from_numpy(masks), crop, whole).numpy()
         return NearAnswer(low_res_masks=masks, predicted_iou=iou, carried=carried)
 
-    def _embed_window(self, checkpoint: str, image_id: int, window: View) -> NDArray[np.float16]:
-        return np.asarray(self._embed(checkpoint, Seen(self.row(image_id), window))[0])
+    def _embed_crop(self, checkpoint: str, image_id: int, crop: View) -> NDArray[np.float16]:
+        return np.asarray(self._embed(checkpoint, Seen(self.row(image_id), crop))[0])

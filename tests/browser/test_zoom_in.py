@@ -25,7 +25,7 @@ def test_small_things_are_drawn_from_nearer_as_the_simulated_annotator_has_them(
         return sum("/api/zoom-in" in address for address in ada.sent)
 
     ada.pick(box)
-    assert looks() == 0  # too large for a window
+    assert looks() == 0  # too large for a crop
     ada.accept()
     ada.pick(pebble)
     assert looks() == 1

@@ -59,7 +59,7 @@ def test_a_small_object_is_drawn_from_nearer() -> None:
     assert sam.encoded == 1
 
 
-def test_an_object_too_large_for_the_window_is_answered_as_before() -> None:
+def test_an_object_too_large_for_the_crop_is_answered_as_before() -> None:
     plain, zooming, sam = predictors(painted(PEBBLE, WALL))
     asked = {"points": ((360.0, 180.0),), "labels": (1,), "multimask_output": True}
     first, second = plain.predict(**asked), zooming.predict(**asked)  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ def test_all_clicks_of_an_object_share_one_look() -> None:
     assert sam.encoded == 1
 
 
-def test_a_click_that_adds_something_beyond_the_window_means_a_large_object() -> None:
+def test_a_click_that_adds_something_beyond_the_crop_means_a_large_object() -> None:
     plain, zooming, sam = predictors(painted(PEBBLE, WALL))
     points, far_away = (PEBBLE_CENTRE, (400.0, 300.0)), (1, 1)
     for labels, encoded in ((far_away, 0), ((1, 0), 1)):
@@ -110,20 +110,20 @@ def test_logits_of_the_answer_are_those_of_its_mask() -> None:
 
 def test_a_mask_prompt_reaches_the_second_look_in_its_frame() -> None:
     whole = View((0, 0), ResizeLongestSide(SIZE_HW, 256))
-    window = View.around(PEBBLE_CENTRE, whole.transform)
+    crop = View.around(PEBBLE_CENTRE, whole.transform)
     seen = torch.where(torch.tensor(PEBBLE), 5.0, -5.0)
     cells = torch.nn.functional.interpolate(seen[None, None], (48, 64), mode="area")[0]
     far = torch.nn.functional.pad(cells, (0, 0, 0, 16), value=-10)
-    near = window.transform.upscale(carry(far, whole, window))[0] > 0
-    assert mask_iou(near.numpy(), PEBBLE[window.slices]) > 0.75
-    back = carry(carry(far, whole, window), window, whole)
+    near = crop.transform.upscale(carry(far, whole, crop))[0] > 0
+    assert mask_iou(near.numpy(), PEBBLE[crop.slices]) > 0.75
+    back = carry(carry(far, whole, crop), crop, whole)
     assert (back[far > 4] > 0).all()
     assert (back[far < -4] < 0).all()
 
 
 @pytest.mark.parametrize("size_hw", [(360, 480), (480, 360), (1, 900), (900, 2), (1, 1), (5, 7)])
 @pytest.mark.parametrize("place", [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_a_window_lies_in_the_image_and_holds_its_prompt(
+def test_a_crop_lies_in_the_image_and_holds_its_prompt(
     size_hw: tuple[int, int], place: tuple[float, float]
 ) -> None:
     point = (place[0] * (size_hw[1] - 1), place[1] * (size_hw[0] - 1))
@@ -146,7 +146,7 @@ def test_a_window_lies_in_the_image_and_holds_its_prompt(
         ((1, 1), (0.0, 0.0), (0, 0, 1, 1)),
     ],
 )
-def test_the_page_has_the_same_windows(
+def test_the_page_has_the_same_crops(
     size_hw: tuple[int, int], centre: Point, box_xyxy: tuple[int, int, int, int]
 ) -> None:
     """As in web/ui/tests/geometry.test.ts."""

@@ -31,7 +31,7 @@ def zooming(tmp_path: Path, tasks_url: str | None) -> Iterator[Office]:
 def question(task: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "image_id": task["image_id"],
-        "window_xyxy": [10, 20, 31, 41],
+        "crop_xyxy": [10, 20, 31, 41],
         "point_coords": [[40.0, 30.0], [0.0, 0.0]],
         "point_labels": [1, -1],
     } | changes
@@ -44,7 +44,7 @@ def logits_of(encoded: str) -> Tensor:
     return torch.from_numpy(values).reshape(4, side, side)
 
 
-def test_a_window_is_answered_as_an_image_of_its_own(zooming: Office) -> None:
+def test_a_crop_is_answered_as_an_image_of_its_own(zooming: Office) -> None:
     client, images = zooming.client(), zooming.desk.images
     task = claim(client)
     assert task["zoom_in"]
@@ -56,43 +56,43 @@ def test_a_window_is_answered_as_an_image_of_its_own(zooming: Office) -> None:
 
     store = zooming.run.store
     whole = View((0, 0), ResizeLongestSide((SIDE, SIDE), task["image_size"]))
-    window = View((10, 20), ResizeLongestSide((21, 21), task["image_size"]))
+    crop = View((10, 20), ResizeLongestSide((21, 21), task["image_size"]))
     sam = load_run_checkpoint(store, f"checkpoints/{task['checkpoint'].partition('@')[0]}").sam
     context = WorkerContext(WorkerSpec(store.uri, ""))
     pixels = context.read_image(images.row(task["image_id"])).pixels
     prompts = Prompts(
         point_coords=torch.tensor([[[40.0, 30.0]]]),
         point_labels=torch.tensor([[1]]),
-        mask_input=carry(torch.from_numpy(shown.astype(np.float32))[None], whole, window)[None],
+        mask_input=carry(torch.from_numpy(shown.astype(np.float32))[None], whole, crop)[None],
     )
     with torch.inference_mode():
-        embedding = embed(sam, window.cut(pixels))
+        embedding = embed(sam, crop.cut(pixels))
         expected = sam.decode(embedding, prompts, multimask_output=True).low_res_masks[0]
     tolerance = 0.01 * float(expected.abs().max())
     assert torch.allclose(near[1:], expected, atol=tolerance)
-    assert torch.allclose(logits_of(answer["carried"]), carry(near, window, whole), atol=0.05)
+    assert torch.allclose(logits_of(answer["carried"]), carry(near, crop, whole), atol=0.05)
 
 
-def test_further_clicks_look_at_the_same_window_without_another_encoding(zooming: Office) -> None:
+def test_further_clicks_look_at_the_same_crop_without_another_encoding(zooming: Office) -> None:
     client, images = zooming.client(), zooming.desk.images
     asked = question(claim(client))
     client.post("/api/zoom-in", json=asked)
-    encoded = images._window_embedding.cache_info().misses
+    encoded = images._crop_embedding.cache_info().misses
     more = asked | {"point_coords": [[40.0, 30.0], [9.0, 9.0]], "point_labels": [1, 0]}
     assert client.post("/api/zoom-in", json=more).status_code == 200
-    assert (encoded, images._window_embedding.cache_info().misses) == (1, 1)
+    assert (encoded, images._crop_embedding.cache_info().misses) == (1, 1)
 
 
-def test_a_window_that_is_none_of_the_image_is_refused(zooming: Office) -> None:
+def test_a_crop_that_is_none_of_the_image_is_refused(zooming: Office) -> None:
     client = zooming.client()
     task = claim(client)
-    for window in ([9, 9, 9, 20], [-1, 0, 20, 20], [0, 0, 20, SIDE + 1], [9, 9, 3, 20]):
-        refused = client.post("/api/zoom-in", json=question(task, window_xyxy=window))
+    for crop in ([9, 9, 9, 20], [-1, 0, 20, 20], [0, 0, 20, SIDE + 1], [9, 9, 3, 20]):
+        refused = client.post("/api/zoom-in", json=question(task, crop_xyxy=crop))
         assert refused.status_code == 422
         assert f"within {SIDE} x {SIDE} pixels" in refused.json()["detail"]
 
 
-def test_where_nobody_zooms_in_no_window_is_encoded(office: Office) -> None:
+def test_where_nobody_zooms_in_no_crop_is_encoded(office: Office) -> None:
     client = office.client()
     task = claim(client)
     assert not task["zoom_in"]

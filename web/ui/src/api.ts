@@ -176,15 +176,15 @@ export class Api {
     return { lowResMasks: logitsOf(low_res_masks), predictedIou: predicted_iou };
   }
 
-  /** `prompt`: its points in the window's input frame, its mask input in the whole image's. */
-  async zoomIn(imageId: Task["image_id"], window: Box, prompt: ModelPrompt): Promise<Near> {
-    const { x0, y0, x1, y1 } = window;
-    const body = { ...question(imageId, prompt), window_xyxy: [x0, y0, x1, y1] };
+  /** `prompt`: its points in the crop's input frame, its mask input in the whole image's. */
+  async zoomIn(imageId: Task["image_id"], crop: Box, prompt: ModelPrompt): Promise<Near> {
+    const { x0, y0, x1, y1 } = crop;
+    const body = { ...question(imageId, prompt), crop_xyxy: [x0, y0, x1, y1] };
     const reply = await json<{ low_res_masks: string; predicted_iou: number[]; carried: string }>(
       await this.send("POST", "/api/zoom-in", body),
     );
     return {
-      window,
+      crop,
       lowResMasks: logitsOf(reply.low_res_masks),
       predictedIou: reply.predicted_iou,
       carried: logitsOf(reply.carried),

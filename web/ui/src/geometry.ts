@@ -88,12 +88,12 @@ export function dragBox(a: Point, b: Point, image: Size): [number, number, numbe
   ];
 }
 
-/** Side of a window over the image's longest side. */
-const WINDOW_SHARE = 1 / 3;
+/** Side of a crop over the image's longest side. */
+const CROP_SHARE = 1 / 3;
 
-/** The window with a place in its middle, moved to lie in the image; ends exclusive. As stages/zoom_in.py. */
-export function windowAround(centre: Point, image: Size): { x0: number; y0: number; x1: number; y1: number } {
-  const longest = Math.max(1, Math.round(Math.max(image.width, image.height) * WINDOW_SHARE));
+/** The crop with a place in its middle, moved to lie in the image; ends exclusive. As stages/zoom_in.py. */
+export function cropAround(centre: Point, image: Size): { x0: number; y0: number; x1: number; y1: number } {
+  const longest = Math.max(1, Math.round(Math.max(image.width, image.height) * CROP_SHARE));
   const [width, height] = [Math.min(image.width, longest), Math.min(image.height, longest)];
   const x0 = Math.min(Math.max(0, Math.round(centre.x - width / 2)), image.width - width);
   const y0 = Math.min(Math.max(0, Math.round(centre.y - height / 2)), image.height - height);

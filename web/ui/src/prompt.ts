@@ -26,13 +26,13 @@ export interface Answer {
   /** (4, s, s): the single-mask output, then whole, part and subpart. */
   lowResMasks: Float32Array;
   predictedIou: number[];
-  /** A second look, at a window of the image. */
+  /** A second look, at a crop of the image. */
   near?: Near;
 }
 
 export interface Near {
-  window: Box;
-  /** As an answer's; of the window. */
+  crop: Box;
+  /** As an answer's; of the crop. */
   lowResMasks: Float32Array;
   predictedIou: number[];
   /** The logits as they are seen in the whole image, for the next prompt. */

@@ -18,8 +18,8 @@ interface Output {
   /** In the frame of the whole image; the next prompt's mask input. */
   logits: Float32Array;
   predictedIou: number;
-  /** Where the mask comes from, if not from those logits: a window that was looked at more closely. */
-  near?: { logits: Float32Array; window: Box };
+  /** Where the mask comes from, if not from those logits: a crop that was looked at more closely. */
+  near?: { logits: Float32Array; crop: Box };
 }
 
 /** What the model said to one click or box. */
@@ -242,23 +242,23 @@ export class MaskSession {
     return { offered, chosen, ...this.enlarge(offered[chosen]) };
   }
 
-  /** As it was drawn from nearer, if it is small enough for the window. */
+  /** As it was drawn from nearer, if it is small enough for the crop. */
   private outputOf({ lowResMasks, predictedIou, near }: Answer, channel: number): Output {
     const { upscale } = this;
     const logits = upscale.channel(lowResMasks, channel);
-    if (!near || !fits(upscale.enlarge(logits).mask, near.window)) {
+    if (!near || !fits(upscale.enlarge(logits).mask, near.crop)) {
       return { logits, predictedIou: predictedIou[channel] };
     }
     return {
       logits: upscale.channel(near.carried, channel),
       predictedIou: near.predictedIou[channel],
-      near: { logits: upscale.channel(near.lowResMasks, channel), window: near.window },
+      near: { logits: upscale.channel(near.lowResMasks, channel), crop: near.crop },
     };
   }
 
   private enlarge({ logits, near }: Output): Enlarged {
     if (!near) return this.upscale.enlarge(logits);
-    const { x0, y0, x1, y1 } = near.window;
+    const { x0, y0, x1, y1 } = near.crop;
     const closer = new Upscale({ width: x1 - x0, height: y1 - y0 }, 4 * this.upscale.side);
     const { mask, stabilityScore } = closer.enlarge(near.logits);
     return { mask: { ...mask, x: mask.x + x0, y: mask.y + y0 }, stabilityScore };

@@ -223,7 +223,7 @@ export class Workspace {
       return false;
     }
     const open = new OpenTask(task, shown, unsaved, this.decoder, {
-      lookCloser: (window, prompt) => this.api.zoomIn(task.image_id, window, prompt),
+      lookCloser: (crop, prompt) => this.api.zoomIn(task.image_id, crop, prompt),
       say: (message, isAlarm) => this.voice.say(message, isAlarm),
       changed: () => this.voice.changed(),
       save: (change) => this.saves.add(task.task_id, change),

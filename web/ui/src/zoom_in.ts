@@ -1,18 +1,18 @@
 /**
- * A second look at small objects, as stages/zoom_in.py has it: where an answer lies in the window
- * around its first prompt, the server shows the model that window enlarged, and asks again.
+ * A second look at small objects, as stages/zoom_in.py has it: where an answer lies in the crop
+ * around its first prompt, the server shows the model that crop enlarged, and asks again.
  */
 
-import { type Point, windowAround } from "./geometry";
+import { type Point, cropAround } from "./geometry";
 import { type Box, shareWithin } from "./mask";
 import { type Answer, type ModelPrompt, type Near, offeredChannels, type Prompt, toModel } from "./prompt";
 import type { Size } from "./rle";
 import type { Upscale } from "./upscale";
 
-/** Asks the server: the prompt in the window's input frame, its mask input in the whole image's. */
-export type LookCloser = (window: Box, prompt: ModelPrompt) => Promise<Near>;
+/** Asks the server: the prompt in the crop's input frame, its mask input in the whole image's. */
+export type LookCloser = (crop: Box, prompt: ModelPrompt) => Promise<Near>;
 
-/** Share of an output's pixels within the window from which on it is drawn again there. */
+/** Share of an output's pixels within the crop from which on it is drawn again there. */
 const FITS = 0.98;
 /** The first answer stands when the second is not there by then. */
 const NEAR_MILLISECONDS = 5_000;
@@ -24,17 +24,17 @@ export class ZoomIn {
     private readonly lookCloser: LookCloser,
   ) {}
 
-  /** The answer, with a second one beside it where one of its outputs is small enough for the window. */
+  /** The answer, with a second one beside it where one of its outputs is small enough for the crop. */
   async look(prompt: Prompt, far: Answer): Promise<Answer> {
-    const window = windowAround(centreOf(prompt), this.size);
-    if (!placesOf(prompt).every((place) => holds(window, place))) return far;
+    const crop = cropAround(centreOf(prompt), this.size);
+    if (!placesOf(prompt).every((place) => holds(crop, place))) return far;
     const { upscale } = this;
-    const isSmall = (channel: number): boolean => fits(upscale.enlarge(upscale.channel(far.lowResMasks, channel)).mask, window);
+    const isSmall = (channel: number): boolean => fits(upscale.enlarge(upscale.channel(far.lowResMasks, channel)).mask, crop);
     if (!offeredChannels(prompt).some(isSmall)) return far;
-    const size = { width: window.x1 - window.x0, height: window.y1 - window.y0 };
-    const asked = toModel(within(prompt, window), size, 4 * upscale.side);
+    const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
+    const asked = toModel(within(prompt, crop), size, 4 * upscale.side);
     try {
-      return { ...far, near: await inTime(this.lookCloser(window, asked)) };
+      return { ...far, near: await inTime(this.lookCloser(crop, asked)) };
     } catch (error) {
       console.warn("no second look", error);
       return far;
@@ -42,8 +42,8 @@ export class ZoomIn {
   }
 }
 
-export function fits(mask: Parameters<typeof shareWithin>[0], window: Box): boolean {
-  return shareWithin(mask, window) >= FITS;
+export function fits(mask: Parameters<typeof shareWithin>[0], crop: Box): boolean {
+  return shareWithin(mask, crop) >= FITS;
 }
 
 /** Of the object, as far as its first prompt tells. */
@@ -61,13 +61,13 @@ function holds({ x0, y0, x1, y1 }: Box, { x, y }: Point): boolean {
   return x0 <= x && x < x1 && y0 <= y && y < y1;
 }
 
-/** The prompt in the window's frame; clicks beyond it have had their say in the first look. */
-function within({ points, labels, box, maskInput }: Prompt, window: Box): Prompt {
-  const held = points.map((point) => holds(window, point));
+/** The prompt in the crop's frame; clicks beyond it have had their say in the first look. */
+function within({ points, labels, box, maskInput }: Prompt, crop: Box): Prompt {
+  const held = points.map((point) => holds(crop, point));
   return {
-    points: points.filter((_, index) => held[index]).map(({ x, y }) => ({ x: x - window.x0, y: y - window.y0 })),
+    points: points.filter((_, index) => held[index]).map(({ x, y }) => ({ x: x - crop.x0, y: y - crop.y0 })),
     labels: labels.filter((_, index) => held[index]),
-    box: box && box.map((value, index) => value - (index % 2 ? window.y0 : window.x0)),
+    box: box && box.map((value, index) => value - (index % 2 ? crop.y0 : crop.x0)),
     maskInput,
   };
 }

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { dragBox, fit, inputSize, pan, pixelAt, toImage, toInput, toScreen, visibleBox, windowAround, zoomAt } from "../src/geometry";
+import { dragBox, fit, inputSize, pan, pixelAt, toImage, toInput, toScreen, visibleBox, cropAround, zoomAt } from "../src/geometry";
 
 const IMAGE = { width: 2250, height: 1500 };
 const CANVAS = { width: 900, height: 700 };
@@ -63,6 +63,6 @@ test.each([
   [[2250, 1500], [1033, 7], [658, 0, 1408, 750]],
   [[900, 1], [450, 0], [300, 0, 600, 1]],
   [[1, 1], [0, 0], [0, 0, 1, 1]],
-])("of an image of %j the window around %j is %j", ([width, height], [x, y], [x0, y0, x1, y1]) => {
-  expect(windowAround({ x, y }, { width, height })).toEqual({ x0, y0, x1, y1 });
+])("of an image of %j the crop around %j is %j", ([width, height], [x, y], [x0, y0, x1, y1]) => {
+  expect(cropAround({ x, y }, { width, height })).toEqual({ x0, y0, x1, y1 });
 });

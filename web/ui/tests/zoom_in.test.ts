@@ -10,7 +10,7 @@ const SIDE = 24; // of the logits: each cell is four image pixels wide
 const CELLS = SIDE ** 2;
 const upscale = new Upscale(SIZE, 4 * SIDE);
 /** Around a click at 48, 48. */
-const WINDOW = { x0: 32, y0: 32, x1: 64, y1: 64 };
+const CROP = { x0: 32, y0: 32, x1: 64, y1: 64 };
 
 /** Four outputs: squares of so many cells around the middle. */
 function squares(...halfSides: number[]): Float32Array {
@@ -23,20 +23,20 @@ function squares(...halfSides: number[]): Float32Array {
   return logits;
 }
 
-/** The single output and the third of three fit into the window. */
+/** The single output and the third of three fit into the crop. */
 const FAR: Answer = { lowResMasks: squares(1, 11, 8, 2), predictedIou: [0.5, 0.6, 0.7, 0.8] };
 
-let asked: { window: Box; prompt: ModelPrompt }[];
+let asked: { crop: Box; prompt: ModelPrompt }[];
 let prompts: Prompt[];
 
-function near(window: Box): Near {
-  return { window, lowResMasks: squares(6, 6, 6, 6), predictedIou: [0.91, 0.92, 0.93, 0.94], carried: squares(2, 2, 2, 2) };
+function near(crop: Box): Near {
+  return { crop, lowResMasks: squares(6, 6, 6, 6), predictedIou: [0.91, 0.92, 0.93, 0.94], carried: squares(2, 2, 2, 2) };
 }
 
-function begin(look: (window: Box) => Promise<Near> = async (window) => near(window)): MaskSession {
-  const zoom = new ZoomIn(SIZE, upscale, (window, prompt) => {
-    asked.push({ window, prompt });
-    return look(window);
+function begin(look: (crop: Box) => Promise<Near> = async (crop) => near(crop)): MaskSession {
+  const zoom = new ZoomIn(SIZE, upscale, (crop, prompt) => {
+    asked.push({ crop, prompt });
+    return look(crop);
   });
   return new MaskSession(
     "id",
@@ -61,15 +61,15 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
-test("what fits into the window is drawn from nearer, the rest as before", async () => {
+test("what fits into the crop is drawn from nearer, the rest as before", async () => {
   const session = begin();
   await session.click({ x: 48, y: 48 }, 1);
-  expect(asked.map(({ window }) => window)).toEqual([WINDOW]);
+  expect(asked.map(({ crop }) => crop)).toEqual([CROP]);
   expect(asked[0].prompt).toEqual(
     toModel({ points: [{ x: 16, y: 16 }], labels: [1], box: null, maskInput: null }, { width: 32, height: 32 }, 96),
   );
   expect(session.choices).toEqual([0.6, 0.7, 0.94]);
-  expect(boxOf(session.mask)).toEqual({ x0: 40, y0: 40, x1: 56, y1: 56 }); // half of the window
+  expect(boxOf(session.mask)).toEqual({ x0: 40, y0: 40, x1: 56, y1: 56 }); // half of the crop
   session.choose(1);
   expect(boxOf(session.mask)).toEqual({ x0: 16, y0: 16, x1: 80, y1: 80 });
   session.choose(2);
@@ -82,12 +82,12 @@ test("the next prompt is shown the answer as the whole image has it", async () =
   await session.click({ x: 48, y: 48 }, 1);
   await session.click({ x: 50, y: 50 }, 0);
   expect(prompts[1].maskInput).toEqual(squares(2).slice(0, CELLS));
-  expect(asked[1].window).toEqual(WINDOW);
+  expect(asked[1].crop).toEqual(CROP);
   expect(asked[1].prompt.maskInput).toBe(prompts[1].maskInput);
   expect(session.predictedIou).toBe(0.91);
 });
 
-test("clicks beyond the window: one that adds forbids a second look, one that removes does not count in it", async () => {
+test("clicks beyond the crop: one that adds forbids a second look, one that removes does not count in it", async () => {
   const session = begin();
   await session.click({ x: 48, y: 48 }, 1);
   await session.click({ x: 5, y: 5 }, 0);
@@ -97,9 +97,9 @@ test("clicks beyond the window: one that adds forbids a second look, one that re
   expect(session.predictedIou).toBe(0.5);
 });
 
-test("a box is looked at from its middle, and not at all when it reaches out of the window", async () => {
+test("a box is looked at from its middle, and not at all when it reaches out of the crop", async () => {
   await begin().dragBox([40, 44, 55, 51]);
-  expect(asked[0].window).toEqual(WINDOW);
+  expect(asked[0].crop).toEqual(CROP);
   expect(asked[0].prompt.pointLabels).toEqual([2, 3]);
   await begin().dragBox([20, 44, 75, 51]);
   expect(asked.length).toBe(1);
