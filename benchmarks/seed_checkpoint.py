@@ -69,6 +69,8 @@ class Phase:
     """Share of the drawn scenes in the samples, over that of one folder of photographs."""
     begins_with: int = 1
     """So many phases before it, whose averaged weights are averaged once more for its beginning."""
+    ends_with: int = 1
+    """So many phases, itself the last, whose averaged weights are averaged for the checkpoint."""
 
     @property
     def sam(self) -> SamConfig:
@@ -233,6 +235,7 @@ PHASES = (
         last_window=32,
         augmentation=NEAR,
         scenes=0.1,
+        ends_with=2,
     ),
 )
 
@@ -360,10 +363,7 @@ def new_trainer(phase: Phase, work: Path) -> Pretrainer | JointTrainer:
     index = PHASES.index(phase)
     before = None
     if index > 0:
-        earlier = PHASES[index - phase.begins_with : index]
-        before = mean_weights(
-            [torch.load(work / f"{p.name}.pt", weights_only=True)["averaged"] for p in earlier]
-        )
+        before = averaged_weights(PHASES[index - phase.begins_with : index], work)
     if isinstance(phase.config, PretrainingConfig):
         return Pretrainer(JointModel(sam, EMBEDDER).embedder, phase.config)
     model = JointModel(sam, EMBEDDER)
@@ -372,6 +372,12 @@ def new_trainer(phase: Phase, work: Path) -> Pretrainer | JointTrainer:
     elif before is not None:
         model.load_state_dict(fit_attention_biases(before, model.state_dict()))
     return JointTrainer(model, phase.config)
+
+
+def averaged_weights(phases: Sequence[Phase], work: Path) -> dict[str, Tensor]:
+    """What these phases ended with, averaged."""
+    files = [work / f"{phase.name}.pt" for phase in phases]
+    return mean_weights([torch.load(file, weights_only=True)["averaged"] for file in files])
 
 
 def mean_weights(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -411,8 +417,9 @@ def export(work: Path, directory: Path, data: Data) -> None:
     """Write the averaged weights of the last phase that was run, with their figures."""
     phase = next(p for p in reversed(PHASES) if (work / f"{p.name}.pt").exists())
     state = torch.load(work / f"{phase.name}.pt", weights_only=True)
+    end = PHASES.index(phase) + 1
     model = JointModel(Sam(phase.sam), EMBEDDER)
-    model.load_state_dict(state["averaged"])
+    model.load_state_dict(averaged_weights(PHASES[end - phase.ends_with : end], work))
     sam = model.sam.eval()
     lineage = Lineage(
         parent="",
