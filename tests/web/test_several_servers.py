@@ -30,6 +30,7 @@ from tiny_runs import MANUAL, TinyRun
 from web.accounts import Role
 from web.app import create_app
 from web.desk import Desk
+from web.encoding import Seen
 from web.open_round import OpenRound
 
 
@@ -141,14 +142,14 @@ def test_an_embedding_that_nobody_stored_is_asked_for_once(office: Office) -> No
         file.unlink()
     asked = []
 
-    def embed(checkpoint: str, row: object) -> Embedding:
-        asked.append((checkpoint, row))
+    def embed(checkpoint: str, seen: Seen) -> Embedding:
+        asked.append((checkpoint, seen))
         return np.zeros((1, *task["embedding_shape"]), np.float16)
 
     desk = Desk(office.run.store, embed)
     mine = desk.rounds.known
     assert not desk.images.embedding(mine, task["image_id"]).any()
-    assert asked == [(task["checkpoint"], desk.images.row(task["image_id"]))]
+    assert asked == [(task["checkpoint"], Seen(desk.images.row(task["image_id"])))]
     stores = office.desk.images  # which embeds here
     assert stores.embedding(mine, task["image_id"]).any()
     assert stored.exists() or any((office.run.out / "embeddings").rglob("*.npy"))
