@@ -5,14 +5,17 @@
 
 Held-out images only (see `benchmarks/seed_data.py`). Printed, as JSON: masks per image; `precise`,
 the share of emitted masks that meet some region at IoU 0.5; `covered`, the share of regions with
-two votes or more and 100 pixels or more that some mask meets at IoU 0.5. With `--pictures` the
-masks of the photographs that scikit-image ships are drawn as well.
+two votes or more and 100 pixels or more that some mask meets at IoU 0.5. Then the same of the masks
+of highest predicted IoU alone, so many an image; and, to compare with, of how many regions one
+person draws, the share that meets another person's. With `--pictures` the masks of the photographs
+that scikit-image ships are drawn as well.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +37,13 @@ from stages.base import Provenance
 from stages.filters import FilterConfig
 from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig
 from stages.predictor import Image as Photograph
-from stages.records import MaskRecord
+from stages.records import MaskRecord, Rle
 from stages.rle import rle_area, rle_iou
 
 MIN_AREA = 100
 MIN_IOU = 0.5
+BEST = (10, 20, 50, 100)
+"""So many masks of an image, those of highest predicted IoU."""
 PICTURES = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
@@ -58,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     config = changed_config(load_config(options.config).fully_automatic, options.set)
     sam = load_run_checkpoint(open_store("."), options.checkpoint).sam
     images = read_folder(options.photographs, held_out=True, split=options.split)
-    print(json.dumps(measure(sam, config, images[: options.max_images])))
+    found = measure(sam, config, images[: options.max_images])
+    for line in (*found, people(options.photographs, options.split)):
+        print(json.dumps(line))
     if options.pictures is not None:
         draw(sam, config, options.pictures)
 
@@ -73,10 +80,40 @@ def changed_config(config: FullyAutomaticConfig, settings: Iterable[str]) -> Ful
     return FullyAutomaticConfig.model_validate(fields)
 
 
+@dataclass
+class Tally:
+    """Of the `best` masks of every image; None: of all."""
+
+    best: int | None
+    masks: int = 0
+    precise: int = 0
+    covered: int = 0
+
+    def add(self, meets: NDArray[np.bool_], agreed: NDArray[np.bool_]) -> None:
+        """
+        Args:
+            meets: (N, R), which of N masks, best first, meets which region.
+            agreed: (R,), the regions to be covered.
+        """
+        taken = meets[: self.best]
+        self.masks += len(taken)
+        self.precise += int(taken.any(axis=1).sum())
+        self.covered += int((taken.any(axis=0) & agreed).sum())
+
+    def shares(self, num_images: int, num_regions: int) -> dict[str, float]:
+        return {
+            "masks_per_image": round(self.masks / max(num_images, 1), 1),
+            "precise": round(self.precise / max(self.masks, 1), 3),
+            "covered": round(self.covered / max(num_regions, 1), 3),
+        }
+
+
 def measure(
     sam: Sam, config: FullyAutomaticConfig, images: Iterable[LabelledImage]
-) -> dict[str, float]:
-    num_images = num_masks = num_precise = num_regions = num_covered = 0
+) -> list[dict[str, float]]:
+    """Of all masks, then of the best of every image."""
+    everything, *rest = tallies = [Tally(None), *(Tally(best) for best in BEST)]
+    num_images = num_regions = 0
     started = time.monotonic()
     for number, image in enumerate(images):
         with Image.open(image.path) as file:
@@ -84,24 +121,51 @@ def measure(
         large = [rle_area(rle) >= MIN_AREA for rle in image.rles]
         agreed = np.array([votes >= 2 for votes in image.weights]) & large
         num_images += 1
-        num_masks += len(masks)
         num_regions += int(agreed.sum())
-        if masks:
-            iou = rle_iou([mask.segmentation for mask in masks], image.rles)
-            num_precise += int((iou.max(axis=1) >= MIN_IOU).sum())
-            num_covered += int((iou.max(axis=0) >= MIN_IOU)[agreed].sum())
+        masks = sorted(masks, key=lambda mask: -mask.predicted_iou)
+        meets = rle_iou([mask.segmentation for mask in masks], image.rles) >= MIN_IOU
+        for tally in tallies:
+            tally.add(meets, agreed)
+    seconds = round((time.monotonic() - started) / max(num_images, 1), 2)
+    whole = everything.shares(num_images, num_regions)
+    return [
+        {"images": num_images, **whole, "seconds_per_image": seconds},
+        *(
+            {"best": best, **tally.shares(num_images, num_regions)}
+            for best, tally in zip(BEST, rest, strict=True)
+        ),
+    ]
+
+
+def people(photographs: Path, split: str) -> dict[str, float]:
+    """How many regions a person draws, and the share that meets some region of another person.
+
+    One person's regions do not overlap, so what meets a region was drawn by somebody else.
+    """
+    document = json.loads((photographs / "instances.json").read_text())
+    images = {record["id"] for record in document["images"] if record.get("split") == split}
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for region in document["annotations"]:
+        if region["image_id"] in images and region["area"] >= MIN_AREA:
+            by_image.setdefault(region["image_id"], []).append(region)
+    drawn = met = persons = 0
+    for regions in by_image.values():
+        rles = [Rle(**region["segmentation"]) for region in regions]
+        iou = rle_iou(rles, rles)
+        np.fill_diagonal(iou, 0)
+        votes = np.array([region["votes"] for region in regions])
+        drawn += int(votes.sum())
+        met += int(votes[(votes >= 2) | (iou.max(axis=1) >= MIN_IOU)].sum())
+        persons += regions[0]["n_annotators"]
     return {
-        "images": num_images,
-        "masks_per_image": round(num_masks / max(num_images, 1), 1),
-        "precise": round(num_precise / max(num_masks, 1), 3),
-        "covered": round(num_covered / max(num_regions, 1), 3),
-        "seconds_per_image": round((time.monotonic() - started) / max(num_images, 1), 2),
+        "regions_per_person": round(drawn / max(persons, 1), 1),
+        "precise": round(met / max(drawn, 1), 3),
     }
 
 
 def annotate(
     sam: Sam, config: FullyAutomaticConfig, number: int, pixels: NDArray[np.uint8]
-) -> tuple[MaskRecord, ...]:
+) -> Sequence[MaskRecord]:
     stage = FullyAutomatic(sam, config, Provenance(round=0, checkpoint="measured"))
     return stage.run(Photograph(number, pixels), np.random.default_rng(number)).masks
 

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for image in document["images"]:
         image["split"] = "val" if image["id"] % 2 == 0 else "train"
     for annotation in document["annotations"]:
-        annotation["votes"] = 3
+        annotation |= {"votes": 3, "n_annotators": 3}
     (directory / "instances.json").write_text(json.dumps(document))
     return directory
 
@@ -33,9 +33,14 @@ def test_automatic_masks_are_compared_with_regions(
     loose = ["pred_iou_thresh=-9", "stability_score_thresh=0", "min_mask_region_area=0"]
     arguments += ["--max-images", "2", "--set", *loose, "points_per_side=3"]
     automatic_quality.main([*arguments, "--pictures", str(tmp_path / "pictures")])
-    first, *pictures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    pictures = [line for line in lines if "picture" in line]
+    first, *best, people = [line for line in lines if "picture" not in line]
     assert first["images"] == 2
     assert first["masks_per_image"] > 0
+    assert [line["best"] for line in best] == [10, 20, 50, 100]
+    assert all(line["masks_per_image"] <= line["best"] for line in best)
+    assert people["precise"] == 1, "all three drew every region"
     assert 0 <= first["precise"] <= 1
     assert 0 <= first["covered"] <= 1
     assert len(pictures) == len(automatic_quality.PICTURES)
