@@ -87,4 +87,4 @@ def evaluate(
         print_json(figures)
     else:
         for name, value in figures.items():
-            out.print(f"{name:22}{value:.4f}" if isinstance(value, float) else f"{name:22}{value}")
+            out.print(f"{name:24}{value:.4f}" if isinstance(value, float) else f"{name:24}{value}")

@@ -31,6 +31,8 @@ class ClickScores(Record):
     iou_5_clicks: float = 0.0
     iou_head_error: float = 0.0
     """|predicted - actual IoU| of the first click's three outputs, averaged."""
+    iou_head_error_5_clicks: float = 0.0
+    """The same of the one output after five clicks."""
 
     def __add__(self, other: "ClickScores") -> "ClickScores":
         mine, theirs = self.model_dump(), other.model_dump()
@@ -50,6 +52,7 @@ class ClickScores(Record):
             miou_3_clicks=self.iou_3_clicks / self.num_masks,
             miou_5_clicks=self.iou_5_clicks / self.num_masks,
             iou_head_error=self.iou_head_error / self.num_masks,
+            iou_head_error_5_clicks=self.iou_head_error_5_clicks / self.num_masks,
         )
 
 
@@ -61,6 +64,8 @@ class Evaluation(Record):
     miou_3_clicks: float
     miou_5_clicks: float
     iou_head_error: float
+    iou_head_error_5_clicks: float | None = None
+    """None: evaluated by a version that did not measure it."""
 
 
 def evaluate_image(predictor: Predictor, truths: Sequence[Mask]) -> ClickScores:
@@ -76,12 +81,12 @@ def _evaluate_mask(predictor: Predictor, truth: Mask) -> ClickScores:
     session = MaskSession(predictor)
     first = session.click(centre_click(truth), 1, seconds=0)
     outputs = [mask_iou(mask, truth) for mask in first.masks]
-    after = {1: outputs[first.best]}
+    after, answer = {1: outputs[first.best]}, first
     for clicks in range(2, max(CLICKS) + 1):
         error = error_region(session.mask, truth)
         if error is not None:
             region, label = error
-            session.click(centre_click(region), label, seconds=0)
+            answer = session.click(centre_click(region), label, seconds=0)
         after[clicks] = mask_iou(session.mask, truth)
     head_errors = np.abs(np.asarray(first.predicted_iou) - np.asarray(outputs))
     return ClickScores(
@@ -91,6 +96,7 @@ def _evaluate_mask(predictor: Predictor, truth: Mask) -> ClickScores:
         iou_3_clicks=after[3],
         iou_5_clicks=after[5],
         iou_head_error=float(head_errors.mean()),
+        iou_head_error_5_clicks=abs(answer.predicted_iou[answer.best] - after[5]),
     )
 
 

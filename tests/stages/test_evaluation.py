@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fakes import TruthfulPredictor, rectangle, tiny_sam
-from stages.evaluation import ClickScores, box_recall, evaluate_image
+from stages.evaluation import ClickScores, Evaluation, box_recall, evaluate_image
 from stages.predictor import Predictor, embed
 from stages.prompts import mask_iou
 
@@ -33,6 +33,15 @@ def test_more_clicks_help_where_the_model_listens() -> None:
 def test_a_mask_that_is_right_stays_right_without_further_clicks() -> None:
     scores = evaluate_image(TruthfulPredictor([SQUARE]), [SQUARE])  # type: ignore[arg-type]
     assert scores.iou_3_clicks == scores.iou_5_clicks == 1
+    assert scores.iou_head_error_5_clicks == pytest.approx(1 - 0.7), "the fake's single output"
+
+
+def test_an_evaluation_of_an_older_version_is_read() -> None:
+    means = evaluate_image(TruthfulPredictor([SQUARE]), [SQUARE]).means()  # type: ignore[arg-type]
+    older = means.model_dump()
+    del older["iou_head_error_5_clicks"]
+    assert Evaluation.model_validate(older).iou_head_error_5_clicks is None
+    assert Evaluation.model_validate_json(means.model_dump_json()) == means
 
 
 def test_scores_of_images_add_up_in_any_order() -> None:
