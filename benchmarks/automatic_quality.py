@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photographs", type=Path, required=True, help="COCO-style, with votes")
+    parser.add_argument(
+        "--photographs", type=Path, required=True, help="COCO-style, votes if it has them"
+    )
     parser.add_argument("--split", default="val")
     parser.add_argument("--checkpoint", default="sa-tiny")
     parser.add_argument("--config", default="demo", help="whose `fully_automatic` is measured")
@@ -153,10 +155,10 @@ def people(photographs: Path, split: str) -> dict[str, float]:
         rles = [Rle(**region["segmentation"]) for region in regions]
         iou = rle_iou(rles, rles)
         np.fill_diagonal(iou, 0)
-        votes = np.array([region["votes"] for region in regions])
+        votes = np.array([region.get("votes", 1) for region in regions])
         drawn += int(votes.sum())
         met += int(votes[(votes >= 2) | (iou.max(axis=1) >= MIN_IOU)].sum())
-        persons += regions[0]["n_annotators"]
+        persons += regions[0].get("n_annotators", 1)
     return {
         "regions_per_person": round(drawn / max(persons, 1), 1),
         "precise": round(met / max(drawn, 1), 3),
