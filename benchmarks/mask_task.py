@@ -29,9 +29,11 @@ class FoundMask(BaseModel):
 
 
 class StageCost(BaseModel):
+    """On one thread."""
+
     seconds: float = 0.0
     floor_seconds: float = 0.0
-    """Of its matrix products, at the speed that a large one of that precision has here."""
+    """Of its matrix products, at the speed that a large one of that precision has there."""
 
 
 class Made(BaseModel):

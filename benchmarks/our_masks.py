@@ -56,10 +56,6 @@ def main() -> None:
         image = Image(0, np.asarray(file.convert("RGB")))
     reading = time.monotonic() - started
     stage = build(task)
-    costs = {"read": StageCost(seconds=reading)} | {name: StageCost() for name in STAGES}
-    for name, places in STAGES.items():
-        for owner, function in places:
-            watch(owner, function, costs[name])
     started = time.monotonic()
     output = stage.run(image, np.random.default_rng(0))
     seconds, peak = time.monotonic() - started, peak_mb()
@@ -72,11 +68,8 @@ def main() -> None:
         )
         for mask in output.masks
     ]
-    spent = {name: cost.seconds for name, cost in costs.items()}
-    add_floors(costs, task, lambda: stage.run(image, np.random.default_rng(0)))
-    for name, value in spent.items():
-        costs[name].seconds = value
-    costs[OTHER] = StageCost(seconds=seconds - sum(spent.values()) + reading)
+    costs = stage_costs(task, lambda: stage.run(image, np.random.default_rng(0)))
+    costs = {"read": StageCost(seconds=reading)} | costs
     made = Made(seconds=seconds, peak_mb=peak, masks=masks, stages=costs)
     Path(sys.argv[2]).write_text(made.model_dump_json())
 
@@ -112,6 +105,33 @@ def build(task: Task) -> Stage:
     )
 
 
+COUNTER = FlopCounterMode(display=False)
+
+
+def stage_costs(task: Task, again: Callable[[], object]) -> dict[str, StageCost]:
+    """Where the seconds go on one thread, since several work on different stages at a time.
+
+    Counting slows the work down, so it is done twice more.
+    """
+    torch.set_num_threads(1)
+    costs = {name: StageCost() for name in STAGES}
+    for name, places in STAGES.items():
+        for owner, function in places:
+            watch(owner, function, costs[name])
+    started = time.monotonic()
+    again()
+    seconds = time.monotonic() - started
+    spent = {name: cost.seconds for name, cost in costs.items()}
+    with COUNTER:
+        again()
+    exact = product_speed(torch.float32)
+    for name, cost in costs.items():
+        half = name == "encode" and task.generator == "bf16"
+        cost.seconds = spent[name]
+        cost.floor_seconds /= product_speed(torch.bfloat16) if half else exact
+    return costs | {OTHER: StageCost(seconds=seconds - sum(spent.values()))}
+
+
 def watch(owner: Any, function: str, cost: StageCost) -> None:
     """Add the seconds of every call; where FLOPs are counted, those as well."""
     inner = getattr(owner, function)
@@ -126,19 +146,6 @@ def watch(owner: Any, function: str, cost: StageCost) -> None:
             cost.floor_seconds += COUNTER.get_total_flops() - flops
 
     setattr(owner, function, timed)
-
-
-COUNTER = FlopCounterMode(display=False)
-
-
-def add_floors(costs: dict[str, StageCost], task: Task, again: Callable[[], object]) -> None:
-    """Counting slows the work down, so it is done once more."""
-    with COUNTER:
-        again()
-    exact = product_speed(torch.float32)
-    for name, cost in costs.items():
-        half = name == "encode" and task.generator == "bf16"
-        cost.floor_seconds /= product_speed(torch.bfloat16) if half else exact
 
 
 def product_speed(dtype: torch.dtype, side: int = 2048) -> float:

@@ -8,13 +8,12 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from stages.batch import MaskBatch
 from stages.crops import BoxXyxy
-from stages.prompts import largest_component
 from stages.records import Record
-from stages.rle import Mask, decode_rle, encode_window, rle_area
+from stages.rle import Mask, rle_area, rle_bbox
+from stages.small_regions import clean_rle
 
 
 class DropReason(StrEnum):
@@ -112,16 +111,16 @@ def clean_small_regions(batch: MaskBatch, config: FilterConfig, drops: Drops) ->
         return batch
     rles, boxes, unchanged, kept = list(batch.rles), batch.boxes_xyxy.copy(), [], []
     for i, rle in enumerate(batch.rles):
-        window, (x, y) = _surroundings(decode_rle(rle), boxes[i], config.min_mask_region_area)
-        cleaned, changed = clean_mask(window, config.min_mask_region_area, config.drop_small_masks)
-        if not cleaned.any():
+        cleaned = clean_rle(rle, config.min_mask_region_area, drop_small=config.drop_small_masks)
+        if cleaned is None:
             drops[DropReason.SMALL_REGION] += 1
             continue
-        if changed:
-            rles[i] = encode_window(cleaned, offset_xy=(x, y), size_hw=rle.size)
-            boxes[i] = np.add(mask_box(cleaned), (x, y, x, y))
+        if cleaned is not rle:
+            rles[i] = cleaned
+            x, y, width, height = rle_bbox(cleaned)
+            boxes[i] = (x, y, x + width - 1, y + height - 1)
         kept.append(i)
-        unchanged.append(not changed)
+        unchanged.append(cleaned is rle)
     cleaned_batch = MaskBatch(
         rles=tuple(rles),
         boxes_xyxy=boxes,
@@ -134,20 +133,6 @@ def clean_small_regions(batch: MaskBatch, config: FilterConfig, drops: Drops) ->
     # What an earlier NMS let pass must not fall here because this one is stricter.
     threshold = max(config.box_nms_thresh, config.crop_nms_thresh)
     return drop_duplicates(cleaned_batch, scores, threshold, drops)
-
-
-def clean_mask(mask: Mask, min_area: int, drop_small: bool) -> tuple[Mask, bool]:
-    """Fill holes, then remove components, smaller than `min_area` pixels (8-connected).
-
-    Returns:
-        The mask, empty when nothing of it is large enough, and whether it changed.
-    """
-    filled = mask | _small_components(~mask, min_area)
-    specks = _small_components(filled, min_area)
-    cleaned = filled & ~specks
-    if not cleaned.any() and not drop_small:
-        cleaned = largest_component(filled)
-    return cleaned, bool((cleaned != mask).any())
 
 
 def drop_whole_image(
@@ -165,23 +150,3 @@ def mask_box(mask: Mask) -> tuple[int, int, int, int]:
     """Outermost pixels of a non-empty mask as xyxy, both ends inclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
-
-
-def _surroundings(
-    mask: Mask, box_xyxy: NDArray[np.float32], margin: int
-) -> tuple[Mask, tuple[int, int]]:
-    """A window in which cleaning a mask gives what it gives in the whole image, and its corner.
-
-    Beyond a margin as wide as the area of the largest hole there is nothing to fill: background
-    that reaches the edge of the window is larger than that already.
-    """
-    x0, y0, x1, y1 = (int(value) for value in box_xyxy)
-    x, y = max(x0 - margin, 0), max(y0 - margin, 0)
-    return mask[y : y1 + 1 + margin, x : x1 + 1 + margin], (x, y)
-
-
-def _small_components(region: Mask, min_area: int) -> Mask:
-    labels, _ = ndimage.label(region, structure=np.ones((3, 3)))
-    small = np.bincount(labels.ravel()) < min_area
-    small[0] = False
-    return np.asarray(small[labels])

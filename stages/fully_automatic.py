@@ -30,6 +30,7 @@ from stages.predictor import MASK_THRESHOLD, Image, Precision, Predictor, embed_
 from stages.prompts import point_grid
 from stages.records import MaskRecord, Record, Rle, Source, StageName
 from stages.rle import encode_window, rle_area, rle_bbox
+from stages.threads import spread
 
 # Axes: P prompts, M outputs of a prompt, N candidates.
 
@@ -169,13 +170,15 @@ def confident_masks(
     if len(prompts) == 0:
         return MaskBatch.empty(prompts.shape[1])
     decoder = predictor.sam.prepare(predictor.embedding)
-    candidates = [
-        candidate
-        for start in range(0, len(prompts), prompts_per_batch)
-        for candidate in _candidates(
-            predictor, decoder, prompts[start : start + prompts_per_batch], filters, drops
-        )
-    ]
+    batches = np.split(prompts, range(prompts_per_batch, len(prompts), prompts_per_batch))
+    on_cpu = predictor.embedding.device.type == "cpu"  # a GPU has memory for one batch at a time
+    answers = (spread if on_cpu else map)(
+        lambda some: _candidates(predictor, decoder, some, filters), batches
+    )
+    candidates = []
+    for found, dropped in answers:
+        candidates += found
+        drops.update(dropped)
     if not candidates:
         return MaskBatch.empty(prompts.shape[1])
     x0, y0, _, _ = crop.box_xyxy
@@ -204,13 +207,14 @@ def _candidates(
     decoder: FactoredDecoder,
     prompts: NDArray[np.float32],
     filters: FilterConfig,
-    drops: Drops,
-) -> Iterator[Candidate]:
+) -> tuple[list[Candidate], Drops]:
     """Masks that are confident, not empty, and stable."""
+    drops = Drops()
     low_res, predicted_iou, prompt_index = _decode(predictor, decoder, prompts, filters, drops)
     stability = predictor.upscale.stability(
         low_res, threshold=MASK_THRESHOLD, offset=filters.stability_score_offset
     )
+    candidates = []
     for i, score in enumerate(stability):
         if score < filters.stability_score_thresh:  # not so where nothing is there to be stable
             drops[DropReason.LOW_STABILITY] += 1
@@ -220,13 +224,15 @@ def _candidates(
             drops[DropReason.EMPTY] += 1
             continue
         (x, y), (h, w) = window.offset_xy, window.mask.shape
-        yield Candidate(
+        candidate = Candidate(
             low_res_mask=low_res[i].clone(),  # or the whole batch would be kept with it
             box_xyxy=(x, y, x + w - 1, y + h - 1),
             predicted_iou=float(predicted_iou[i]),
             stability_score=float(score),
             prompt=prompts[prompt_index[i]],
         )
+        candidates.append(candidate)
+    return candidates, drops
 
 
 def _decode(

@@ -29,23 +29,13 @@ def encode_window(window: Mask, *, offset_xy: tuple[int, int], size_hw: tuple[in
         offset_xy: where the window's top left pixel lies in the full frame.
         size_hw: the full frame.
     """
-    height, width = size_hw
     (h, w), (x0, y0) = window.shape, offset_xy
     # A closing row of zeros ends every run within its column, so runs map to the full frame alone.
     columns = np.zeros((w, h + 1), dtype=np.int8)
     columns[:, :h] = window.T
     edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0))
-    flat = (edges // (h + 1) + x0) * height + edges % (h + 1) + y0
-    starts, ends = flat[0::2], flat[1::2]
-    # Equal only where columns touch: the window is as high as the frame, and the run goes on.
-    apart = starts[1:] != ends[:-1]
-    starts = starts[np.concatenate(([True], apart))] if len(starts) else starts
-    ends = ends[np.concatenate((apart, [True]))] if len(ends) else ends
-    bounds = np.concatenate(([0], np.stack((starts, ends), axis=1).ravel(), [height * width]))
-    counts = np.diff(bounds).tolist()
-    if len(counts) > 1 and counts[-1] == 0:  # the frame's last pixel is mask
-        counts.pop()
-    return rle_from_uncompressed(counts, height, width)
+    flat = (edges // (h + 1) + x0) * size_hw[0] + edges % (h + 1) + y0
+    return rle_from_runs(flat.reshape(-1, 2), size_hw)
 
 
 def decode_rle(rle: Rle) -> Mask:
@@ -72,6 +62,20 @@ def rle_runs(rle: Rle) -> NDArray[np.int64]:
     ends = np.cumsum(uncompressed_counts(rle.counts))
     runs = np.stack((ends[0 : len(ends) - 1 : 2], ends[1::2]), axis=1)
     return runs[runs[:, 0] < runs[:, 1]]
+
+
+def rle_from_runs(runs: NDArray[np.int64], size_hw: tuple[int, int]) -> Rle:
+    """RLE of the runs (N, 2) of `rle_runs`; they are in order, and may touch but not overlap."""
+    starts, ends = runs.T
+    apart = starts[1:] != ends[:-1]
+    starts = starts[np.concatenate(([True], apart))] if len(starts) else starts
+    ends = ends[np.concatenate((apart, [True]))] if len(ends) else ends
+    height, width = size_hw
+    bounds = np.concatenate(([0], np.stack((starts, ends), axis=1).ravel(), [height * width]))
+    counts = np.diff(bounds).tolist()
+    if len(counts) > 1 and counts[-1] == 0:  # the frame's last pixel is mask
+        counts.pop()
+    return rle_from_uncompressed(counts, height, width)
 
 
 def uncompressed_counts(text: str) -> NDArray[np.int64]:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from fakes import rectangle
@@ -12,7 +11,6 @@ from stages.filters import (
     Drops,
     FilterConfig,
     box_nms,
-    clean_mask,
     clean_small_regions,
     drop_duplicates,
     drop_whole_image,
@@ -107,40 +105,6 @@ def test_no_edge_of_the_whole_image_is_an_inner_edge() -> None:
     assert not touches_crop_edge(boxes, (0, 0, 80, 60), (60, 80), 20).any()
 
 
-def test_small_holes_are_filled_and_small_specks_removed() -> None:
-    solid = rectangle(SIZE_HW, 10, 10, 40, 40)
-    holed = solid & ~rectangle(SIZE_HW, 20, 20, 24, 24)
-    specked = holed | rectangle(SIZE_HW, 50, 60, 53, 63)
-    cleaned, changed = clean_mask(specked, 100, drop_small=True)
-    assert changed
-    assert np.array_equal(cleaned, solid)
-
-
-def test_large_holes_and_large_parts_stay() -> None:
-    mask = rectangle(SIZE_HW, 5, 5, 45, 45) & ~rectangle(SIZE_HW, 15, 15, 30, 30)
-    mask |= rectangle(SIZE_HW, 20, 60, 40, 75)
-    cleaned, changed = clean_mask(mask, 100, drop_small=True)
-    assert not changed
-    assert np.array_equal(cleaned, mask)
-
-
-def test_a_mask_of_specks_is_dropped_or_keeps_its_largest() -> None:
-    larger, smaller = rectangle(SIZE_HW, 2, 2, 9, 9), rectangle(SIZE_HW, 30, 30, 33, 33)
-    dropped, changed = clean_mask(larger | smaller, 100, drop_small=True)
-    assert changed
-    assert not dropped.any()
-    kept, changed = clean_mask(larger | smaller, 100, drop_small=False)
-    assert changed
-    assert np.array_equal(kept, larger)
-
-
-@pytest.mark.parametrize("drop_small", [True, False])
-def test_an_empty_mask_stays_empty(drop_small: bool) -> None:
-    cleaned, changed = clean_mask(np.zeros(SIZE_HW, dtype=bool), 100, drop_small)
-    assert not cleaned.any()
-    assert not changed
-
-
 def test_cleaning_updates_boxes_and_counts_what_it_drops() -> None:
     whole = rectangle(SIZE_HW, 10, 10, 40, 40)
     specked = rectangle(SIZE_HW, 10, 45, 40, 65) | rectangle(SIZE_HW, 55, 0, 57, 2)
@@ -150,27 +114,6 @@ def test_cleaning_updates_boxes_and_counts_what_it_drops() -> None:
     assert [decode_rle(rle).sum() for rle in cleaned.rles] == [900, 600]
     assert cleaned.boxes_xyxy.tolist() == [[10, 10, 39, 39], [45, 10, 64, 39]]
     assert drops.as_dict() == {"small_region": 1}
-
-
-@given(
-    arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=14)).filter(np.any),
-    st.tuples(*[st.integers(0, 6)] * 4),
-    st.integers(1, 5),
-    st.booleans(),
-)
-def test_cleaning_around_a_mask_equals_cleaning_the_whole_image(
-    part: Mask, around: tuple[int, int, int, int], min_area: int, drop_small: bool
-) -> None:
-    above, below, before, after = around
-    mask = np.pad(part, ((above, below), (before, after)))
-    config = FilterConfig(min_mask_region_area=min_area, drop_small_masks=drop_small)
-    cleaned = clean_small_regions(batch_of(mask), config, Drops())
-    expected, _ = clean_mask(mask, min_area, drop_small)
-    if expected.any():
-        assert np.array_equal(decode_rle(cleaned.rles[0]), expected)
-        assert tuple(cleaned.boxes_xyxy[0]) == mask_box(expected)
-    else:
-        assert len(cleaned) == 0
 
 
 def test_of_masks_that_cleaning_made_equal_the_unchanged_one_stays() -> None:

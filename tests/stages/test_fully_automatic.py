@@ -180,6 +180,20 @@ def test_a_mask_cut_by_the_edge_of_its_crop_is_dropped() -> None:
     assert len(found) == 0
 
 
+def test_threads_that_share_the_prompts_find_what_one_finds() -> None:
+    config = one_window().model_copy(update={"points_per_batch": 5})
+    alone = run(scene(), config)
+    torch.set_num_threads(3)
+    try:
+        shared = run(scene(), config)
+    finally:
+        torch.set_num_threads(1)
+    assert len(alone.masks) == 4
+    assert [mask.segmentation for mask in shared.masks] == [m.segmentation for m in alone.masks]
+    assert shared.drops == alone.drops
+    assert alone.drops["duplicate"] > 0
+
+
 def test_nothing_survives_a_threshold_that_nothing_passes() -> None:
     output = run(scene(), one_window(pred_iou_thresh=0.99))
     assert output.masks == ()
