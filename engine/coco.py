@@ -105,17 +105,20 @@ def read_coco(uri: str) -> CocoFile:
     return CocoFile(images, annotations, homeless)
 
 
-def read_mask(annotation: dict[str, Any], size_hw: tuple[int, int]) -> CocoMask:
+def read_mask(annotation: dict[str, Any], size_hw: tuple[int, int] | None) -> CocoMask:
     """One annotation, checked.
 
     Args:
-        size_hw: frame of the polygons; an RLE brings its own.
+        size_hw: frame of the polygons, None where it is not the image's; an RLE brings its own.
     Raises:
         RefusedAnnotationError: it holds no mask.
     """
     segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list) and size_hw is None:
+        raise RefusedAnnotationError(MaskDrop.SIZE_MISMATCH)
     try:
         if isinstance(segmentation, list):
+            assert size_hw is not None
             rle = _from_polygons(segmentation, size_hw)
         else:
             rle = _from_rle(segmentation)
@@ -149,6 +152,7 @@ def _image(uri: str, index: int, raw: Any) -> CocoImage:
 
 def _from_polygons(polygons: Sequence[Any], size_hw: tuple[int, int]) -> Rle:
     height, width = size_hw
+    _refuse_too_large(height, width)
     reach = 2 * max(height, width)  # the rasteriser walks every pixel of an edge, wherever it goes
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
@@ -162,8 +166,7 @@ def _from_polygons(polygons: Sequence[Any], size_hw: tuple[int, int]) -> Rle:
 
 def _from_rle(segmentation: Any) -> Rle:
     height, width = (int(side) for side in segmentation["size"])
-    if min(height, width) < 1 or height * width > MAX_FRAME:
-        raise ValueError(f"an RLE of {height} x {width} pixels")
+    _refuse_too_large(height, width)
     counts = segmentation["counts"]
     runs = (
         uncompressed_counts(counts).tolist()
@@ -171,3 +174,8 @@ def _from_rle(segmentation: Any) -> Rle:
         else [int(count) for count in counts]
     )
     return rle_from_uncompressed(runs, height, width)
+
+
+def _refuse_too_large(height: int, width: int) -> None:
+    if min(height, width) < 1 or height * width > MAX_FRAME:
+        raise ValueError(f"a mask of {height} x {width} pixels")

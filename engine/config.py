@@ -233,7 +233,9 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def freeze_config(store: Store, config: EngineConfig) -> None:
-    """Record the resolved config once; a later run with another one is refused.
+    """Record the resolved config; a later run with another one is refused.
+
+    Only `execution` may change: who else serves this run reads there what holds now.
 
     Raises:
         ConfigError: with both values of every field that differs.
@@ -248,6 +250,8 @@ def freeze_config(store: Store, config: EngineConfig) -> None:
             f"cannot resume {store.uri}: {'; '.join(differences)}. "
             "Start a new run in another folder, or restore these values"
         )
+    if frozen.execution != config.execution:
+        store.replace(layout.CONFIG, text.encode())
 
 
 def frozen_config(store: Store) -> EngineConfig:

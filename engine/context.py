@@ -1,7 +1,6 @@
 """What a worker process holds while it works: the model, loaded once, and how to read an image."""
 
 import os
-import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -13,15 +12,13 @@ from torch import Tensor
 from engine import layout
 from engine.corpus import CorpusRow
 from engine.embeddings import has_embedding, load_embedding, store_embedding
-from engine.errors import ConfigError, UnreadableImageError
+from engine.errors import ConfigError, UnavailableImageError, UnreadableImageError
 from engine.ground_truth import GroundTruth
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
-from engine.store import Store, open_store, read_uri
+from engine.store import Store, open_store, read_patiently
 from model.checkpoint import Checkpoint, encoder_sha256, load_checkpoint
 from model.detector import ObjectDetector, load_detector
 from stages.predictor import Image, embed
-
-READ_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,10 @@ class WorkerContext:
         """The image upright, in RGB, at its work size.
 
         Raises:
-            UnreadableImageError: its bytes are gone, have changed, or make no picture.
+            UnreadableImageError: its bytes have changed, or make no picture.
+            UnavailableImageError: its bytes cannot be had.
         """
-        data = _read_patiently(row.uri)
+        data = _read(row.uri)
         if sha256(data).hexdigest() != row.sha256:
             raise UnreadableImageError(
                 "unreadable", "the file has changed since the corpus was recorded"
@@ -123,15 +121,10 @@ def load_run_checkpoint(store: Store, checkpoint: str, device: str = "cpu") -> C
         raise ConfigError(str(error)) from error
 
 
-def _read_patiently(uri: str) -> bytes:
-    """Networks hiccup: an image is not given up for one failed read."""
-    for attempt in range(READ_ATTEMPTS):
-        try:
-            return read_uri(uri)
-        except FileNotFoundError as error:
-            raise UnreadableImageError("unreadable", f"the file is gone: {uri}") from error
-        except OSError:
-            if attempt == READ_ATTEMPTS - 1:
-                raise
-            time.sleep(0.5 * 2**attempt)
-    raise AssertionError("unreachable")
+def _read(uri: str) -> bytes:
+    try:
+        return read_patiently(uri)
+    except FileNotFoundError as error:
+        raise UnavailableImageError("unreadable", f"the file is gone: {uri}") from error
+    except OSError as error:
+        raise UnavailableImageError("unreadable", f"{uri} cannot be read: {error}") from error

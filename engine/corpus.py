@@ -23,14 +23,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from engine.errors import ConfigError, StorageError, UnreadableImageError
+from engine.errors import ConfigError, EngineError, StorageError, UnreadableImageError
 from engine.images import ImageLimits, probe, read_pixels
 from engine.sources import SourceConfig, SourceImage, list_images
-from engine.store import Store, open_store, read_uri
+from engine.store import Store, open_store, read_patiently
 from stages.records import ImageStatus, Record
 
 LISTING = "corpus/listing.parquet"
 CORPUS = "corpus/corpus.parquet"
+REFUSED = "cannot be read: storage refuses it"
+"""How the reason begins where the fault may lie with the storage and not with one file."""
+MAX_REFUSED_SHARE, MIN_REFUSED = 0.01, 3
+"""Files of one scan that storage may refuse before it is taken for the fault of the storage."""
 # A row is found by its group: small enough to read one, few enough for a footer of 1M rows.
 ROWS_PER_GROUP = 2000
 
@@ -128,8 +132,21 @@ def scan_part(store_uri: str, config: CorpusConfig, number: int) -> int:
 
 
 def scan_images(images: Sequence[SourceImage], config: CorpusConfig) -> pa.Table:
-    """Read every file; rows of the corpus schema, numbered from 0, duplicates not yet found."""
-    rows = [scan_image(image, number, config) for number, image in enumerate(images)]
+    """Read every file; rows of the corpus schema, numbered from 0, duplicates not yet found.
+
+    Raises:
+        EngineError: storage refuses more files than single broken ones would explain.
+    """
+    rows: list[CorpusRow] = []
+    refused, bearable = 0, max(MIN_REFUSED, int(MAX_REFUSED_SHARE * len(images)))
+    for number, image in enumerate(images):
+        rows.append(scan_image(image, number, config))
+        refused += rows[-1].reason.startswith(REFUSED)
+        if refused > bearable:
+            raise EngineError(
+                f"storage refuses {refused} of {number + 1} files; the last: {image.uri}: "
+                f"{rows[-1].reason}. Mend that and run the same command again"
+            )
     return pa.Table.from_pylist([row.model_dump() for row in rows], schema=CORPUS_SCHEMA)
 
 
@@ -274,12 +291,16 @@ def _publish_table(store: Store, path: str, table: pa.Table, *, rows_per_group: 
 
 def _read(uri: str) -> bytes:
     try:
-        return read_uri(uri)
+        return read_patiently(uri)
     except FileNotFoundError as error:
         raise UnreadableImageError(ImageStatus.UNREADABLE, "no such file") from error
     except (OSError, ValueError, StorageError) as error:  # ValueError: a name no file can have
+        permanent = isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError))
         reason = getattr(error, "strerror", None) or str(error)
-        raise UnreadableImageError(ImageStatus.UNREADABLE, f"cannot be read: {reason}") from error
+        raise UnreadableImageError(
+            ImageStatus.UNREADABLE,
+            f"{'cannot be read' if permanent else REFUSED}: {reason}",
+        ) from error
 
 
 def _split_of(image: SourceImage, digest: str, held_out_fraction: float) -> Split:

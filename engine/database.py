@@ -5,6 +5,7 @@ SQLite on one machine, PostgreSQL anywhere. Passwords within URLs appear in no m
 
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,24 @@ _CREATING = 0x5A_E4_61_4E
 """Key of PostgreSQL's advisory lock under which tables are created."""
 _BUSY_SECONDS = 10
 """SQLite waits so long for somebody else's transaction."""
+_OWNER = sa.Table(
+    "owner",
+    sa.MetaData(),
+    sa.Column("owner_id", sa.Integer, primary_key=True),
+    sa.Column("run_id", sa.String(32), nullable=False),
+)
+"""One row: the run whose database this is."""
 
 
-def open_database(url: str, tables: sa.MetaData) -> sa.Engine:
+def open_database(url: str, tables: sa.MetaData, *, run_id: str | None = None) -> sa.Engine:
     """
     Args:
         url: any that SQLAlchemy understands; see `sqlite_url`.
         tables: created where they do not exist, whoever else does so at the same time.
+        run_id: whose database it is to be, from its first opening on; None asks nothing.
 
     Raises:
-        ConfigError: nothing can be made of the URL.
+        ConfigError: nothing can be made of the URL, or another run has the database.
         StorageError: there is no such database, or it refuses; also from whatever is asked of the
             engine later.
     """
@@ -37,8 +46,14 @@ def open_database(url: str, tables: sa.MetaData) -> sa.Engine:
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":  # whose IF NOT EXISTS two at once can both pass
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
-        for table in tables.sorted_tables:
+        for table in (*tables.sorted_tables, _OWNER):
             _create(connection, table)
+    if run_id is not None and _owned_by(engine, run_id) != run_id:
+        engine.dispose()
+        raise ConfigError(
+            "execution.tasks_url names the database of another run, with its tasks, masks and "
+            "accounts; give every run a database of its own"
+        )
     return engine
 
 
@@ -76,6 +91,19 @@ def _create(connection: sa.Connection, table: sa.Table) -> None:
     for index in table.indexes:
         if index.name not in indexes:
             connection.execute(CreateIndex(index, if_not_exists=True))
+
+
+def _owned_by(engine: sa.Engine, run_id: str) -> str | None:
+    """The run that has this database; one that nobody has becomes `run_id`'s."""
+    owner = sa.select(_OWNER.c.run_id)
+    with engine.connect() as connection:
+        known: str | None = connection.scalar(owner)
+    if known is not None:
+        return known
+    with suppress(sa.exc.IntegrityError), engine.begin() as connection:  # or somebody was first
+        connection.execute(sa.insert(_OWNER).values(owner_id=1, run_id=run_id))
+    with engine.connect() as connection:
+        return connection.scalar(owner)
 
 
 def _check_columns(inspector: sa.Inspector, table: sa.Table) -> None:

@@ -26,7 +26,7 @@ from engine.shards import read_columns, read_record
 from engine.store import Store
 from model.training import TrainingBatch
 from model.transforms import to_input_square
-from stages.records import ImageRecord, Record, StageName
+from stages.records import ImageRecord, ImageStatus, Record, StageName
 from stages.rle import decode_rle
 
 # Axes: B images, P masks over all of them, S the side of the input square.
@@ -62,15 +62,20 @@ class TrainingIndex:
 
 
 def build_index(store: Store, folders: Sequence[str], mix: MixConfig) -> TrainingIndex:
-    """The images of sealed rounds that have masks, each as often as its stage is to be seen."""
+    """The images of sealed rounds that have masks, each as often as its stage is to be seen.
+
+    Of images that nobody finished only prefilled masks are there, confirmed by nobody: left out.
+    """
     times = {stage: getattr(mix, stage.value) for stage in StageName}
     paths: list[str] = []
     shards, rows, repeats = [], [], []
     for folder in folders:
         manifest = load_manifest(store, folder)
         for shard in manifest.shards:
-            masks = read_columns(store, shard.path, ["masks.list.element.id"])["masks"]
-            useful = np.flatnonzero(pc.list_value_length(masks).to_numpy() > 0)
+            table = read_columns(store, shard.path, ["status", "masks.list.element.id"])
+            finished = pc.equal(table["status"], ImageStatus.OK.value).to_numpy()
+            has_masks = pc.list_value_length(table["masks"]).to_numpy() > 0
+            useful = np.flatnonzero(finished & has_masks)
             shards.append(np.full(len(useful), len(paths)))
             rows.append(useful)
             repeats.append(np.full(len(useful), times[manifest.header.stage]))

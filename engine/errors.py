@@ -35,3 +35,8 @@ class UnreadableImageError(EngineError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class UnavailableImageError(UnreadableImageError):
+    """An image's bytes cannot be had: its file is gone, or storage refuses it. Its disk may be away
+    for all images alike, so workers fail on it, and try again."""

@@ -21,6 +21,9 @@ from stages.records import Record
 from stages.semi_automatic import detect
 from stages.zoom_in import predictor_of
 
+MAX_MISSING_SHARE, MIN_MISSING = 0.01, 3
+"""Images that an evaluation may do without: a file gets lost, a disk that is away is no such."""
+
 
 @dataclass(frozen=True)
 class EvaluationUnit:
@@ -55,7 +58,8 @@ def evaluate(
     """Means over all masks of these images, by clicks.
 
     Raises:
-        EngineError: an image failed, or there is nothing to evaluate.
+        EngineError: an image failed, more cannot be read than single ones that went missing, or
+            there is nothing to evaluate.
     """
     scores = ClickScores()
     units = (EvaluationUnit(row, max_masks, zoom_in) for row in rows)
@@ -64,6 +68,12 @@ def evaluate(
             raise EngineError(f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}")
         scores += outcome.result
         step()
+    missing = len(rows) - scores.num_images
+    if missing > max(MIN_MISSING, MAX_MISSING_SHARE * len(rows)):
+        raise EngineError(
+            f"{missing} of {len(rows)} images cannot be read, and figures over the others would "
+            f"compare with no earlier ones"
+        )
     try:
         return scores.means()
     except ValueError as error:

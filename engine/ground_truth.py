@@ -155,10 +155,13 @@ def _rows(source: CocoSource, corpus: Corpus, counts: Counter[str]) -> Iterator[
         if not image.usable:
             counts[MaskDrop.IMAGE_NOT_USABLE] += len(annotations)
             continue
+        frame: tuple[int, int] | None = sizes[image.source_id] or image.size_hw
+        if frame not in (image.size_hw, image.size_hw[::-1]):
+            frame = None  # its polygons are of another image, and may be of any size
         masks = []
         for annotation in annotations:
             try:
-                mask = read_mask(annotation, sizes[image.source_id] or image.size_hw)
+                mask = read_mask(annotation, frame)
                 masks.append(_checked(_upright(mask, image), source))
                 counts["kept"] += 1
             except RefusedAnnotationError as error:

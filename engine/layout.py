@@ -5,6 +5,7 @@ import re
 from stages.records import StageName
 
 CONFIG = "config.yaml"
+RUN_ID = "run_id"
 ROUNDS = "rounds"
 START = "start.json"
 """The checkpoint that the run began with, and how good it is."""
@@ -64,6 +65,15 @@ def decoder_path(checkpoint: str) -> str:
 
 def checkpoint_path(name: str) -> str:
     return f"checkpoints/{name}"
+
+
+def round_checkpoint(index: int) -> str:
+    """Name of the checkpoint that a round trains."""
+    return f"round-{index:02d}"
+
+
+def is_round_checkpoint(name: str) -> bool:
+    return re.fullmatch(r"round-\d+", name) is not None
 
 
 def is_checkpoint(path: str) -> bool:

@@ -153,9 +153,10 @@ class RayExecutor:
             raise EngineError(f"workers cannot start: {error.cause}") from error
         except RayError as error:
             self._failed_starts += 1
-            if self._failed_starts == MAX_FAILED_STARTS:
+            alone = all(other.starting is not None for other in self._slots)
+            if self._failed_starts >= MAX_FAILED_STARTS and alone:  # or a machine has gone
                 raise EngineError(
-                    f"{MAX_FAILED_STARTS} workers in a row died while loading the model: {error}"
+                    f"{self._failed_starts} workers in a row died while loading the model: {error}"
                 ) from error
             self._replace(slot)
             return

@@ -9,6 +9,7 @@ from engine import layout
 from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus
+from engine.errors import UnreadableImageError
 from engine.figures import figure_bytes, stats_figure
 from engine.manifest import RoundManifest, load_manifest
 from engine.pictures import contact_sheet, overlay, png_bytes
@@ -78,7 +79,10 @@ def _sheet(store: Store, config: EngineConfig, manifest: RoundManifest) -> bytes
     context, corpus = WorkerContext(spec), Corpus(store)
     pictures, captions = [], []
     for record in _with_masks(store, manifest):
-        image = context.read_image(corpus.row(record.image_id))
+        try:
+            image = context.read_image(corpus.row(record.image_id))
+        except UnreadableImageError:  # it was there when its masks were made
+            continue
         pictures.append(overlay(image.pixels, [mask.segmentation for mask in record.masks]))
         captions.append(f"{record.file_name}: {len(record.masks)} masks")
         if len(pictures) == PICTURES_PER_ROUND:

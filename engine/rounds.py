@@ -116,10 +116,12 @@ def _start(run: Run) -> RoundOutcome:
     if existing is not None:
         return existing
     given = load_run_checkpoint(run.store, run.config.checkpoint)
-    path = layout.checkpoint_path(given.name)
+    # A checkpoint of another run's round must not pass for what a round of this one has trained.
+    name = f"start-{given.name}" if layout.is_round_checkpoint(given.name) else given.name
+    path = layout.checkpoint_path(name)
     if not run.store.has_folder(path):
         with TemporaryDirectory() as folder:
-            copy = Path(folder) / given.name
+            copy = Path(folder) / name
             save_checkpoint(given.sam, copy, given.lineage or Lineage())
             run.store.publish_folder(path, copy)
     outcome = RoundOutcome(checkpoint=path, evaluation=evaluate_checkpoint(run, path))
@@ -202,7 +204,7 @@ def choose_images(config: EngineConfig, corpus: Corpus, index: int) -> NDArray[n
 
 
 def _retrain(run: Run, index: int, parent: RoundOutcome) -> RoundOutcome:
-    path = layout.checkpoint_path(f"round-{index:02d}")
+    path = layout.checkpoint_path(layout.round_checkpoint(index))
     if not run.store.has_folder(path):
         run.progress.say(f"round {index}: training from {parent.checkpoint}")
         folders = sealed_folders(run.store, run.config, index + 1)
@@ -244,6 +246,8 @@ def train_once(
         checkpoint: where to start; None: from the run's last one.
         steps: None: as the run's config says.
     """
+    if layout.is_round_checkpoint(name):
+        raise ConfigError(f"--name {name} is for what the run's own rounds train; choose another")
     config = frozen_config(store)
     if steps is not None:
         config = changed(config, {"retraining": {"training": {"steps": steps}}})

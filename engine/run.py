@@ -1,6 +1,7 @@
 """A run under way: its folder, its images, its machines, and what every step asks of them."""
 
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,15 @@ def open_queue(
         clock=time.time,
         lease_seconds=execution.lease_seconds if lease_seconds is None else lease_seconds,
         max_attempts=execution.max_attempts,
+        run_id=run_id(store),
     )
+
+
+def run_id(store: Store) -> str:
+    """Of the run in this store, drawn when it is first asked for."""
+    if not store.exists(layout.RUN_ID):
+        store.publish(layout.RUN_ID, uuid.uuid4().hex.encode())
+    return store.read(layout.RUN_ID).decode()
 
 
 def tasks_url(store: Store, config: EngineConfig) -> str:

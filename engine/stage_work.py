@@ -16,7 +16,7 @@ from engine.context import WorkerContext
 from engine.corpus import CorpusRow
 from engine.decoders import ensure_decoder
 from engine.effort import effort
-from engine.errors import EngineError, UnreadableImageError
+from engine.errors import StorageError, UnreadableImageError
 from engine.evaluation import evaluate_detector
 from engine.executor import Executor, Failed, run_all
 from engine.manifest import RoundPlan, published_shards
@@ -97,29 +97,32 @@ def _make_shards(
 
 @dataclass(frozen=True)
 class EmbedUnit:
-    """Store the embeddings of some images, so that nobody waits for one."""
+    """Store the embedding of an image, so that nobody waits for it."""
 
-    rows: tuple[CorpusRow, ...]
+    row: CorpusRow
 
     def run(self, context: WorkerContext) -> None:
-        for row in self.rows:
-            with suppress(UnreadableImageError):  # the annotator will be told
-                context.keep_embedding(row)
+        with suppress(UnreadableImageError):  # the annotator will be told
+            context.keep_embedding(self.row)
 
 
 def _embed(run: Run, plan: RoundPlan, checkpoint: str) -> None:
-    units = [
-        EmbedUnit(tuple(run.corpus.rows(plan.shard(shard).tolist())))
+    units = (
+        EmbedUnit(row)
         for shard in range(plan.num_shards)
-    ]
+        for row in run.corpus.rows(plan.shard(shard).tolist())
+    )
     what = f"embedding the images of round {plan.header.round}"
     with (
         run.workers(checkpoint, keep_embeddings=True) as executor,
-        run.progress.of(what, len(units)) as step,
+        run.progress.of(what, len(plan.image_ids)) as step,
     ):
         for outcome in run_all(executor, units):
             if isinstance(outcome, Failed):
-                raise EngineError(f"images cannot be embedded: {outcome.error}")
+                if outcome.storage:
+                    raise StorageError(outcome.error)
+                # Only made ahead: the page asks for what is missing, and says what is wrong.
+                log.warning("%s is not embedded: %s", outcome.unit.row.uri, outcome.error)
             step()
 
 

@@ -83,6 +83,8 @@ class Stats(Record):
     drops: dict[str, int] = Field(default_factory=dict)
     """Refused candidates by reason."""
 
+    masks_not_ok: int = 0
+    """Those of images whose status is not ok: prefilled, and confirmed by nobody."""
     masks_per_image: Histogram = Histogram.of((), MASKS_PER_IMAGE_EDGES)
     """Of the images whose status is ok."""
     relative_size: Histogram = Histogram.of((), RELATIVE_SIZE_EDGES)
@@ -117,6 +119,7 @@ class Stats(Record):
             images={record.status: 1},
             masks=_sorted(Counter(mask.source for mask in masks)),
             drops=_sorted(record.drops),
+            masks_not_ok=0 if ok else len(masks),
             masks_per_image=Histogram.of([len(masks)] if ok else [], MASKS_PER_IMAGE_EDGES),
             relative_size=Histogram.of(sizes, RELATIVE_SIZE_EDGES),
             concavity=_concavity_by_size(masks, sizes),
@@ -143,6 +146,7 @@ class Stats(Record):
             images=_merge(self.images, other.images),
             masks=_merge(self.masks, other.masks),
             drops=_merge(self.drops, other.drops),
+            masks_not_ok=self.masks_not_ok + other.masks_not_ok,
             masks_per_image=self.masks_per_image + other.masks_per_image,
             relative_size=self.relative_size + other.relative_size,
             concavity=(small, medium, large),
@@ -173,7 +177,8 @@ class Stats(Record):
     @property
     def mean_masks_per_image(self) -> float:
         """Over the images whose status is ok, prefilled masks included, as the paper counts."""
-        return ratio(self.num_masks, self.images.get(ImageStatus.OK, 0))
+        masks = self.num_masks - self.masks_not_ok
+        return ratio(masks, self.images.get(ImageStatus.OK, 0))
 
     @property
     def seconds_per_mask(self) -> float:

@@ -32,6 +32,8 @@ from engine.errors import StorageError
 STAGED_SUFFIX = ".staged"
 COMPLETE = ".complete"
 """Last file of a folder in an object store."""
+READ_ATTEMPTS = 3
+"""Of a source's file, before it counts as out of reach."""
 Write = Callable[[BinaryIO], Any]
 
 
@@ -104,6 +106,20 @@ def read_uri(uri: str) -> bytes:
     filesystem, path = arrow_fs.FileSystem.from_uri(uri)
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def read_patiently(uri: str) -> bytes:
+    """As `read_uri`. Networks hiccup: nothing is given up for one failed read."""
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            return read_uri(uri)
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+            raise  # it will be so again
+        except OSError:
+            if attempt == READ_ATTEMPTS - 1:
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 class LocalStore:

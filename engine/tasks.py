@@ -61,14 +61,15 @@ class TaskQueue:
         clock: Callable[[], float],
         lease_seconds: float = 600.0,
         max_attempts: int = 3,
+        run_id: str | None = None,
     ) -> None:
         """
         Args:
-            url: see `open_database`.
+            url, run_id: see `open_database`.
             clock: seconds since some fixed moment, shared by all who open this queue in turn.
             max_attempts: failures after which a task is given up.
         """
-        self._engine = open_database(url, METADATA)
+        self._engine = open_database(url, METADATA, run_id=run_id)
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts

@@ -55,12 +55,13 @@ _SESSIONS = sa.Table(
 
 
 class Accounts:
-    def __init__(self, url: str, *, clock: Callable[[], float]) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float], run_id: str | None = None) -> None:
         """
         Args:
             url: of the run's annotation queue; accounts live beside the tasks.
+            run_id: see `open_database`.
         """
-        self._engine = open_database(url, _METADATA)
+        self._engine = open_database(url, _METADATA, run_id=run_id)
         self._clock = clock
 
     def close(self) -> None:

@@ -185,8 +185,17 @@ class Desk:
         self.queue.submit_saved(lease, submission, review=chosen)
 
     def skip(self, lease: Lease, seconds: float, reason: str) -> None:
-        submission = Submission(seconds=seconds, status=ImageStatus.SKIPPED, error=reason)
-        self.queue.submit(lease, submission)
+        """Pass the image by, a second time changes nothing; prefilled masks called wrong are."""
+
+        def submission(drafts: list[Draft]) -> Submission:
+            return Submission(
+                seconds=seconds,
+                status=ImageStatus.SKIPPED,
+                error=reason,
+                flagged=_flagged(drafts),
+            )
+
+        self.queue.submit_saved(lease, submission)
 
     def review(self, lease: Lease, seconds: float, verdict: Verdict, note: str) -> None:
         """End a review or an audit; a second time changes nothing."""

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from engine.config import frozen_config
 from engine.errors import ConfigError
-from engine.run import tasks_url
+from engine.run import run_id, tasks_url
 from engine.store import Store
 from web.accounts import Accounts
 from web.app import create_app
@@ -20,7 +20,8 @@ from web.page import STATIC
 
 
 def accounts_of(store: Store) -> Accounts:
-    return Accounts(tasks_url(store, frozen_config(store)), clock=time.time)
+    url = tasks_url(store, frozen_config(store))
+    return Accounts(url, clock=time.time, run_id=run_id(store))
 
 
 @contextmanager

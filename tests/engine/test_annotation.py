@@ -156,14 +156,25 @@ def test_what_is_prefilled_is_not_drawn_again(run: SmallRun, queue: TaskQueue) -
     assert unit.run(run.context()) == Submission(seconds=0.0)
 
 
-def test_an_image_that_has_gone_is_handed_in_as_unreadable(run: SmallRun, queue: TaskQueue) -> None:
-    run.photo(run.rows[2]).unlink()
+def test_an_image_that_has_changed_is_handed_in_as_unreadable(
+    run: SmallRun, queue: TaskQueue
+) -> None:
+    run.photo(run.rows[2]).write_bytes(b"no photograph")
     answer(run, queue, LocalExecutor(run.spec()))
     submission = results_of(run, queue)[2].submission
     assert submission is not None
     assert submission.status is ImageStatus.UNREADABLE
-    assert "gone" in submission.error
+    assert "changed" in submission.error
     assert submission.masks == ()
+
+
+def test_an_image_that_has_gone_is_a_failure_since_its_disk_may_be_away(
+    run: SmallRun, queue: TaskQueue
+) -> None:
+    run.photo(run.rows[2]).unlink()
+    answer(run, queue, LocalExecutor(run.spec()))
+    assert queue.counts(ROUND) == TaskCounts(submitted=3, given_up=1)
+    assert "the file is gone" in results_of(run, queue)[2].error
 
 
 def test_a_task_that_fails_is_tried_again_alone_and_then_given_up(

@@ -210,6 +210,7 @@ def test_how_a_run_uses_its_machines_may_change(store: LocalStore) -> None:
     freeze_config(store, changed())
     other = changed(execution={"executor": "local", "workers": 7, "max_attempts": 9})
     freeze_config(store, other)
+    assert frozen_config(store) == other  # servers of the run read there where its tasks are
     assert other.sha256 == changed().sha256
     assert changed(seed=1).sha256 != changed().sha256
 

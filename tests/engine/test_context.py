@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.context
+import engine.store
 from engine.context import load_run_checkpoint
 from engine.errors import ConfigError, UnreadableImageError
 from engine.images import ImageLimits, WorkSize
@@ -41,18 +41,18 @@ def test_an_image_that_is_not_what_the_corpus_recorded_is_unreadable(run: SmallR
 def test_a_read_that_fails_once_is_tried_again(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_uri, attempts = engine.context.read_uri, []
+    read_uri, attempts = engine.store.read_uri, []
 
     def flaky(uri: str) -> bytes:
         attempts.append(uri)
-        if len(attempts) < engine.context.READ_ATTEMPTS:
+        if len(attempts) < engine.store.READ_ATTEMPTS:
             raise OSError("connection reset")
         return read_uri(uri)
 
-    monkeypatch.setattr(engine.context, "read_uri", flaky)
-    monkeypatch.setattr(engine.context.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(engine.store, "read_uri", flaky)
+    monkeypatch.setattr(engine.store.time, "sleep", lambda seconds: None)
     assert run.context().read_image(run.rows[0]).size_hw == (64, 96)
-    assert len(attempts) == engine.context.READ_ATTEMPTS
+    assert len(attempts) == engine.store.READ_ATTEMPTS
 
 
 def test_an_embedding_is_the_same_made_stored_or_read_back(run: SmallRun) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+import engine.store
 from engine.corpus import (
     CORPUS,
     CORPUS_SCHEMA,
@@ -23,8 +24,8 @@ from engine.corpus import (
     scan_images,
     scan_part,
 )
-from engine.errors import ConfigError
-from engine.sources import FolderSource, ListSource, SourceImage
+from engine.errors import ConfigError, EngineError
+from engine.sources import FolderSource, ListSource, SourceImage, list_images
 from engine.store import open_store
 from stages.records import ImageStatus
 
@@ -190,6 +191,30 @@ def test_files_that_are_missing_or_no_files_are_rows_too(tmp_path, store):
     assert all(row.reason.startswith("cannot be read") for row in rows[2:5])
     assert (rows[1].sha256, rows[1].size_bytes, rows[1].split) == ("", 0, "train")
     assert rows[5].reason == "same content as image 0, ok.png"
+
+
+def test_a_hiccup_of_the_storage_costs_no_image_and_an_outage_stops_the_scan(
+    tmp_path, store, monkeypatch
+):
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    read_uri, failing = engine.store.read_uri, {"3.png": 2, "5.png": 99}
+
+    def flaky(uri):
+        name = uri.rpartition("/")[2]
+        if failing.get(name, 0) > 0:
+            failing[name] -= 1
+            raise OSError("connection reset")
+        return read_uri(uri)
+
+    monkeypatch.setattr(engine.store, "read_uri", flaky)
+    monkeypatch.setattr(engine.store.time, "sleep", lambda seconds: None)
+    images = list_images(FolderSource(name="folder", path=str(tmp_path)), store)
+    statuses = scan_images(images, CorpusConfig())["status"].to_pylist()
+    assert statuses == ["ok"] * 5 + ["unreadable"] + ["ok"] * 2  # one bad sector is data
+    failing |= {f"{number}.png": 99 for number in range(4)}
+    with pytest.raises(EngineError, match=r"storage refuses 4 of 4 files; .*connection reset"):
+        scan_images(images, CorpusConfig())
 
 
 def test_a_copy_in_a_later_source_is_a_duplicate_of_the_earlier_one(tmp_path, store):

@@ -1,17 +1,19 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.corpus import CorpusRow
 from engine.dataset import MixConfig, ShardDataset, _Placement, build_index
 from engine.errors import EngineError
 from engine.images import WorkSize
 from model.training import TrainingBatch
 from model.transforms import PIXEL_MEAN, PIXEL_STD, ResizeLongestSide
 from runs import SmallRun
-from stages.records import StageName
+from stages.records import ImageRecord, ImageStatus, StageName
 
 MANUAL, AUTOMATIC = StageName.ASSISTED_MANUAL, StageName.FULLY_AUTOMATIC
 MIX = MixConfig(assisted_manual=4, semi_automatic=3, fully_automatic=1)
@@ -228,6 +230,21 @@ def test_rounds_without_a_mask_are_nothing_to_train_on(tmp_path: Path) -> None:
         build_index(run.store, [folder], MIX)
     with pytest.raises(EngineError, match="no mask in any round"):
         build_index(run.store, [], MIX)
+
+
+def test_prefilled_masks_that_nobody_confirmed_are_not_learnt_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SmallRun(tmp_path, num_images=4)
+    whole = run._record
+
+    def record(row: CorpusRow, *rest: Any) -> ImageRecord:
+        status = ImageStatus.SKIPPED if row.image_id == 2 else ImageStatus.OK
+        return whole(row, *rest).model_copy(update={"status": status})
+
+    monkeypatch.setattr(run, "_record", record)
+    folder = run.seal_round(0, StageName.SEMI_AUTOMATIC, range(4), images_per_shard=4)
+    assert build_index(run.store, [folder], MIX).row.tolist() == [0, 1, 3]
 
 
 def test_an_image_that_vanished_after_its_annotation_is_named(tmp_path: Path) -> None:

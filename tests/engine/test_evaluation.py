@@ -93,6 +93,14 @@ def test_an_image_that_has_gone_counts_for_nothing(tmp_path: Path) -> None:
     assert evaluation.num_images == 1
 
 
+def test_a_figure_over_what_is_left_of_the_images_is_refused(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, num_images=6)
+    for row in run.rows[:4]:
+        run.photo(row).unlink()
+    with pytest.raises(EngineError, match="4 of 6 images cannot be read"):
+        evaluate(LocalExecutor(run.spec()), run.rows, max_masks=None, step=no_step)
+
+
 def test_held_out_images_are_chosen_by_content_and_a_smaller_choice_is_a_part(
     run: SmallRun,
 ) -> None:

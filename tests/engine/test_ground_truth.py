@@ -72,6 +72,14 @@ def box(y0, y1, x0, x1, size_hw=(H, W)):
     return mask
 
 
+def test_polygons_of_a_size_that_is_not_the_images_are_refused_undrawn(coco, store):
+    coco.image(1, height=10**8, width=10**8)
+    coco.annotation(1, [[0, 0, 10**8, 0, 10**8, 10**8]])  # drawing it would take minutes
+    coco.annotation(1, box(2, 5, 3, 9))  # which says its own size
+    truth, _ = build(store, coco.source())
+    assert truth.counts["set"] == {"kept": 1, "size_mismatch": 1}
+
+
 def test_masks_of_every_form_are_found_under_their_image(coco, store):
     for image_id in (30, 10, 20):
         coco.image(image_id, height=H, width=W)

@@ -89,6 +89,21 @@ def test_work_goes_on_with_the_workers_that_found_a_place(spec: WorkerSpec) -> N
         )
 
 
+def test_starts_that_fail_with_their_machine_end_nothing_while_others_work(
+    spec: WorkerSpec,
+) -> None:
+    with closing(RayExecutor(spec, workers=1)) as executor:
+        _wait_for_room(executor)
+        executor._slots.append(executor._start_actor())
+        for _ in range(2 * ray_executor.MAX_FAILED_STARTS):
+            doomed = executor._slots[1]
+            ray.kill(doomed.actor)
+            while executor._slots[1] is doomed:
+                executor.wait(1.0)
+        (outcome,) = run_all(executor, [Echo("still here")])
+    assert outcome == Done(outcome.unit, "still here")
+
+
 def test_a_result_lost_with_its_machine_is_a_failure_of_its_unit(
     spec: WorkerSpec, ray_cluster: "Cluster"
 ) -> None:

@@ -1,5 +1,6 @@
 """Rounds from plan to promotion, and what happens when a run is run again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,42 @@ def test_one_more_training_starts_from_the_last_checkpoint_and_takes_a_new_name(
     assert (lineage.parent, lineage.steps) == (_label(run, "round-00"), 3)
     with pytest.raises(EngineError, match="checkpoints/longer exists; choose another --name"):
         train_once(run.store, "longer")
+
+
+def test_a_start_from_another_runs_round_does_not_pass_for_what_this_one_trains(
+    tmp_path: Path,
+) -> None:
+    first = TinyRun(tmp_path / "first", [MANUAL], num_images=2)
+    first.run()
+    start = str(first.out / "checkpoints/round-00")
+    second = TinyRun(tmp_path / "second", [MANUAL], num_images=2, changes={"checkpoint": start})
+    ((_, outcome),) = second.run()
+    assert outcome.trained == "checkpoints/round-00"
+    lineage = load_checkpoint(second.out / "checkpoints/round-00").lineage
+    assert lineage is not None
+    assert lineage.parent == _label(second, "start-round-00") != _label(first, "round-00")
+    with pytest.raises(ConfigError, match="--name round-01 is for what the run's own rounds train"):
+        train_once(second.store, "round-01")
+
+
+def test_a_picture_that_cannot_be_drawn_any_more_does_not_fail_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TinyRun(tmp_path, [UNTRAINED], num_images=2)
+    run.run()
+    run.image(0).unlink()
+    assert sa_engine(monkeypatch, "run", run.write_config(), "--out", str(run.out)) == 0
+
+
+def test_runs_that_name_one_database_of_tasks_are_kept_apart(tmp_path: Path) -> None:
+    url = {"execution": {"tasks_url": f"sqlite:///{tmp_path}/tasks.sqlite"}}
+    TinyRun(tmp_path / "first", [UNTRAINED], num_images=2, changes=url).run()
+    second = TinyRun(tmp_path / "second", [UNTRAINED], num_images=2, changes=url)
+    with pytest.raises(ConfigError, match="database of another run"):
+        second.run()
+    elsewhere = {"execution": {"tasks_url": f"sqlite:///{tmp_path}/others.sqlite"}}
+    replace(second, changes=elsewhere).run()
+    second.assert_whole()
 
 
 def _label(run: TinyRun, name: str) -> str:

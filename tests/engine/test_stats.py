@@ -212,6 +212,13 @@ def test_an_unreadable_image_is_a_row_but_no_image_without_masks() -> None:
     assert (bad + good).mean_masks_per_image == 1.0
 
 
+def test_masks_of_an_image_that_was_skipped_are_no_masks_of_the_others() -> None:
+    mask = np.ones((10, 20), dtype=bool)
+    skipped = image_record(mask_record(mask), mask_record(mask), status=ImageStatus.SKIPPED)
+    stats = Stats.of(skipped) + Stats.of(image_record(mask_record(mask)))
+    assert (stats.num_masks, stats.mean_masks_per_image) == (3, 1.0)
+
+
 def test_a_one_pixel_image_with_its_mask_is_one_large_convex_mask() -> None:
     stats = Stats.of(image_record(mask_record(np.ones((1, 1), dtype=bool)), size_hw=(1, 1)))
     assert stats.relative_size.counts[-1] == 1

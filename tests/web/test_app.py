@@ -1,14 +1,17 @@
 """The annotation server over HTTP, as the page uses it."""
 
 import base64
+import errno
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 
+import engine.store
 from offices import (
     HEADER,
     PEOPLE,
@@ -24,7 +27,7 @@ from offices import (
     submit,
 )
 from stages.records import ImageStatus, Source
-from tiny_runs import MANUAL, TinyRun
+from tiny_runs import MANUAL, SEMI, TinyRun
 from web.accounts import Role
 
 
@@ -49,6 +52,53 @@ def test_what_people_draw_goes_into_the_shards_and_the_run_goes_on(office: Offic
     skipped = by_id[second["image_id"]]
     assert (skipped.status, skipped.error) == (ImageStatus.SKIPPED, "blurred")
     office.run.assert_whole()
+
+
+def test_prefilled_masks_called_wrong_are_dropped_though_the_image_is_skipped(
+    tmp_path: Path,
+) -> None:
+    rounds = [MANUAL | {"images": 2, "retrain": False}, SEMI | PEOPLE | {"retrain": False}]
+    office = open_office(TinyRun(tmp_path, rounds, num_images=4))
+    try:
+        ada = office.client()
+        task = claim(ada)
+        wrong = [mask["id"] for mask in task["prefilled"]]
+        flag = {"lease": task["lease"], "flagged": True}
+        for mask_id in wrong:
+            address = f"/api/tasks/{task['task_id']}/flags/{mask_id}"
+            assert ada.put(address, json=flag).status_code == 204
+        skip = {"lease": task["lease"], "seconds": 1.0, "reason": "a test card"}
+        for _ in range(2):  # the page may have missed the first answer
+            assert ada.post(f"/api/tasks/{task['task_id']}/skip", json=skip).status_code == 204
+        assert submit(ada, claim(ada)) == 204
+        office.finish()
+        (skipped,) = (r for r in office.run.records(1) if r.image_id == task["image_id"])
+        assert (skipped.status, skipped.masks) == (ImageStatus.SKIPPED, ())
+        assert skipped.drops["flagged"] == len(wrong) > 0
+    finally:
+        leave(office)
+
+
+def test_an_image_that_storage_refuses_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_uri, read = engine.store.read_uri, set()
+
+    def failing(uri: str) -> bytes:
+        if uri.endswith("001.png") and uri in read:
+            raise OSError(errno.EIO, "Input/output error")
+        read.add(uri)  # the corpus could still read it
+        return read_uri(uri)
+
+    monkeypatch.setattr(engine.store, "read_uri", failing)
+    monkeypatch.setattr(engine.store.time, "sleep", lambda seconds: None)
+    office = open_office(TinyRun(tmp_path, [MANUAL | PEOPLE | {"retrain": False}], num_images=3))
+    try:
+        client = office.client()
+        answers = [client.get(f"/api/images/{image_id}").status_code for image_id in range(3)]
+        assert answers == [200, 410, 200]  # 410: cannot be shown, skip it
+    finally:
+        leave(office)
 
 
 def test_saved_masks_outlive_their_annotator(office: Office) -> None:
