@@ -41,6 +41,7 @@ from engine.scenes import write_scenes
 from model.checkpoint import Lineage, save_checkpoint
 from model.interactions import InteractionConfig
 from model.joint_training import JointConfig, JointModel, JointTrainer
+from model.optimizer import process_rank
 from model.pretraining import Pretrainer, PretrainingConfig
 from model.sam import Sam, SamConfig
 from model.tiny_vit import TinyViTConfig, fit_attention_biases
@@ -336,10 +337,6 @@ def run_phase(phase: Phase, data: Data, work: Path, seed: int) -> None:
                 write_line(work, phase, step, held_out_figures(trainer.averaged.sam, data))
             started = time.monotonic()
     wait_for_all()
-
-
-def process_rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def images_of_each(phase: Phase) -> int:

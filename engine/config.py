@@ -72,7 +72,8 @@ class EvaluationConfig(Record):
 
 
 class ExecutionConfig(Record):
-    """How a run uses its machines. Nothing here changes results, so it may change on resuming."""
+    """How a run uses its machines. It may change on resuming, since nothing here changes results,
+    but for what a training draws: each of its `train_workers` draws for itself."""
 
     executor: Literal["ray", "local"] = "ray"
     workers: PositiveInt | None = None

@@ -50,10 +50,18 @@ def scheduled_learning_rate(
     return peak * warmup * decay_factor**num_decays
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
+def process_rank() -> int:
+    """Number of this process in the group that trains together; 0 where there is none."""
+    group = torch.distributed
+    return group.get_rank() if group.is_available() and group.is_initialized() else 0
+
+
+def average_gradients(parameters: list[nn.Parameter], *, weight: float = 1.0) -> None:
     """Mean over all processes of the group, where there is one.
 
-    A process whose batch taught nothing counts as zero.
+    Args:
+        weight: of this process: with the number of masks it learnt from, the mean is that of all
+            masks, however they lie. What a process without any has is not counted.
     """
     group = torch.distributed
     if not group.is_available() or not group.is_initialized() or group.get_world_size() == 1:
@@ -61,12 +69,14 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    # All at once: one after the other, hundreds of small messages take several times as long.
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    messages = [group.all_reduce(gradient, async_op=True) for gradient in gradients]
-    for message, gradient in zip(messages, gradients, strict=True):
+    total = gradients[0].new_tensor(weight, dtype=torch.float32)
+    group.all_reduce(total)
+    share = weight / max(total.item(), 1e-9)  # no process may have any
+    # All at once: one after the other, hundreds of small messages take several times as long.
+    messages = [group.all_reduce(gradient.mul_(share), async_op=True) for gradient in gradients]
+    for message in messages:
         message.wait()
-        gradient /= group.get_world_size()
 
 
 def set_drop_path(encoder: nn.Module, probability: float) -> None:

@@ -17,6 +17,7 @@ from model.interactions import InteractionConfig, Targets, backward_interactions
 from model.optimizer import (
     average_gradients,
     build_optimizer,
+    process_rank,
     scheduled_learning_rate,
     set_drop_path,
     set_learning_rate,
@@ -73,9 +74,9 @@ class TrainingBatch:
 class Trainer:
     """Trains `sam` in place.
 
-    What a step draws depends on the seed and its number alone, so a training restored by
-    `load_state_dict` goes on exactly as it would have. Where torch.distributed is initialised,
-    gradients are averaged over its workers, each of which brings its own batches.
+    What a step draws depends on the seed, its number and the worker alone, so a training restored
+    by `load_state_dict` goes on exactly as it would have. Where torch.distributed is initialised,
+    gradients are averaged over the masks of its workers, each of which brings its own batches.
     """
 
     def __init__(self, sam: Sam, config: TrainingConfig) -> None:
@@ -113,7 +114,7 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
         metrics = self._backward(batch)
-        average_gradients(self._learning_parameters())
+        average_gradients(self._learning_parameters(), weight=metrics["num_masks"])
         if config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._learning_parameters(), config.max_grad_norm)
         self.optimizer.step()
@@ -139,7 +140,8 @@ class Trainer:
     def _backward(self, batch: TrainingBatch) -> dict[str, float]:
         """Leave the gradients of one batch in the parameters."""
         device = self.sam.device
-        seed = int(np.random.SeedSequence([self.config.seed, self.steps_done]).generate_state(1)[0])
+        drawn_from = np.random.SeedSequence([self.config.seed, self.steps_done, process_rank()])
+        seed = int(drawn_from.generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(seed)
         targets = self._targets(batch)
         if len(targets) == 0:

@@ -54,8 +54,8 @@ class FullyAutomaticConfig(Record):
     crop_overlap_ratio: float = Field(default=512 / 1500, ge=0, lt=1)
     """Of the short side, in layer 1; halves with each layer."""
     points_per_batch: PositiveInt = 16
-    """Prompts decoded at once: few fit a core's cache, a GPU wants many. Rounding apart, no effect
-    on the masks."""
+    """Prompts decoded at once, on a CPU by each thread: few fit a core's cache, a GPU wants many.
+    Rounding apart, no effect on the masks."""
     crops_per_batch: PositiveInt = 1
     """Crops encoded at once: a GPU wants more, if it has the memory. Rounding apart, no effect on
     the masks."""
@@ -170,7 +170,7 @@ def confident_masks(
     if len(prompts) == 0:
         return MaskBatch.empty(prompts.shape[1])
     decoder = predictor.sam.prepare(predictor.embedding)
-    batches = np.split(prompts, range(prompts_per_batch, len(prompts), prompts_per_batch))
+    batches = np.array_split(prompts, -(-len(prompts) // prompts_per_batch))
     on_cpu = predictor.embedding.device.type == "cpu"  # a GPU has memory for one batch at a time
     answers = (spread if on_cpu else map)(
         lambda some: _candidates(predictor, decoder, some, filters), batches

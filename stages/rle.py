@@ -33,7 +33,7 @@ def encode_window(window: Mask, *, offset_xy: tuple[int, int], size_hw: tuple[in
     # A closing row of zeros ends every run within its column, so runs map to the full frame alone.
     columns = np.zeros((w, h + 1), dtype=np.int8)
     columns[:, :h] = window.T
-    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0))
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=np.int8(0), append=np.int8(0)))
     flat = (edges // (h + 1) + x0) * size_hw[0] + edges % (h + 1) + y0
     return rle_from_runs(flat.reshape(-1, 2), size_hw)
 

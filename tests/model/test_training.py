@@ -305,19 +305,55 @@ def test_drop_path_rises_from_the_first_block_to_the_last() -> None:
     assert [block.drop_path.probability for block in blocks] == [0.0, 0.2, 0.4]  # type: ignore[union-attr]
 
 
-def _add_3_when_waited_for(tensor: Tensor, *, async_op: bool) -> SimpleNamespace:
-    assert async_op
-    return SimpleNamespace(wait=lambda: tensor.add_(3.0))
-
-
-def test_gradients_are_averaged_over_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a second worker had found gradients of 3 everywhere."""
+def in_a_group(
+    monkeypatch: pytest.MonkeyPatch, rank: int, all_reduce: Callable[..., object]
+) -> None:
+    """As if this were one process of two."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", _add_3_when_waited_for)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+
+
+@pytest.mark.parametrize(("masks", "expected"), [(1.0, [2.5, 2.0]), (9.0, [1.5, 0.0])])
+def test_gradients_are_averaged_over_the_masks_of_all_workers(
+    monkeypatch: pytest.MonkeyPatch, masks: float, expected: list[float]
+) -> None:
+    """The other worker has found gradients of 3 everywhere, from three masks."""
+
+    def add_theirs(tensor: Tensor, *, async_op: bool = False) -> SimpleNamespace:
+        if tensor.dim() == 0:  # the number of masks
+            tensor.add_(3.0)
+        return SimpleNamespace(wait=lambda: tensor.add_(3.0 * 3.0 / (masks + 3.0)))
+
+    in_a_group(monkeypatch, 0, add_theirs)
     taught, untaught = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
     taught.grad = torch.tensor([1.0, -1.0])
-    average_gradients([taught, untaught])
-    assert taught.grad.tolist() == [2.0, 1.0]
+    average_gradients([taught, untaught], weight=masks)
+    assert taught.grad.tolist() == pytest.approx(expected)
     assert untaught.grad is not None
-    assert untaught.grad.tolist() == [1.5, 1.5]
+    assert untaught.grad.tolist() == pytest.approx([9 / (masks + 3)] * 2)
+
+
+def test_a_batch_without_a_mask_anywhere_leaves_gradients_of_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_a_group(monkeypatch, 0, lambda tensor, **_: SimpleNamespace(wait=lambda: None))
+    untaught = torch.nn.Parameter(torch.zeros(2))
+    average_gradients([untaught], weight=0.0)
+    assert untaught.grad is not None
+    assert untaught.grad.tolist() == [0.0, 0.0]
+
+
+def test_every_worker_draws_its_own_clicks(
+    asked: list[tuple[Prompts, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SHORT.model_copy(update={"box_probability": 0.0})
+    for rank in (0, 1):
+        in_a_group(monkeypatch, rank, lambda tensor, **_: SimpleNamespace(wait=lambda: None))
+        Trainer(tiny_sam(), config).step(make_batch())
+    first, second = asked[0][0].point_coords, asked[len(asked) // 2][0].point_coords
+    assert first is not None
+    assert second is not None
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)

@@ -88,3 +88,11 @@ def test_a_mask_of_specks_is_dropped_or_keeps_its_largest() -> None:
 @pytest.mark.parametrize("drop_small", [True, False])
 def test_nothing_stays_of_an_empty_mask(drop_small: bool) -> None:
     assert cleaned(np.zeros(SIZE_HW, dtype=bool), drop_small=drop_small) is None
+
+
+def test_a_single_small_component_counts_as_changed_as_officially() -> None:
+    """So that of it and a mask like it that is large enough, NMS keeps that one."""
+    rle = encode_rle(rectangle(SIZE_HW, 2, 2, 9, 9))
+    kept = clean_rle(rle, 100, drop_small=False)
+    assert kept == rle
+    assert kept is not rle
