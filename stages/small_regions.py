@@ -1,9 +1,9 @@
 """Specks and pinholes of masks, found among the runs of their encoding: nothing is drawn.
 
 A photograph has millions of pixels, a mask in it a few thousand runs. (With some hundred thousand,
-as of noise, drawing would be as fast.) Runs are cut at the ends of
-their columns, and columns are laid end to end with an empty row between two of them, so that only
-what touches in the image touches in these positions.
+as of noise, drawing would be as fast.) Runs are cut at the ends of their columns, and columns are
+laid end to end with an empty row between two of them, so that only what touches in the image
+touches in these positions.
 """
 
 # Axes: N runs, E pairs of runs that touch.
