@@ -15,7 +15,7 @@ import numpy as np
 from engine import layout
 from engine.context import WorkerContext
 from engine.corpus import CorpusRow
-from engine.errors import StaleLeaseError, StorageError, UnavailableImageError, UnreadableImageError
+from engine.errors import StaleLeaseError, StorageError, UnreadableImageError
 from engine.executor import POLL_SECONDS, Done, Executor, Failed, Outcome
 from engine.images import WorkSize, work_size_hw
 from engine.production import too_many_given_up
@@ -51,8 +51,6 @@ class AnnotationUnit:
     def run(self, context: WorkerContext) -> Submission:
         try:
             image = context.read_image(self.row)
-        except UnavailableImageError:
-            raise
         except UnreadableImageError as error:
             return Submission(seconds=0.0, status=ImageStatus(error.status), error=str(error))
         truths = context.ground_truth.masks_at(self.row, image.size_hw)

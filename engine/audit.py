@@ -14,7 +14,7 @@ from engine.corpus import Corpus
 from engine.decoders import ensure_decoder
 from engine.drafts import Draft
 from engine.effort import Agreement, agreement
-from engine.errors import ConfigError, UnreadableImageError
+from engine.errors import ConfigError, ImageError
 from engine.manifest import load_plan
 from engine.progress import Progress
 from engine.shards import read_record
@@ -73,7 +73,7 @@ def prepare_audit(
             new += queue.add_audit(round_index, record.image_id, _drafts(record))
             try:
                 context.keep_embedding(corpus.row(record.image_id))
-            except UnreadableImageError as error:
+            except ImageError as error:
                 progress.say(f"{record.file_name}: {error}")  # whoever audits it will be told
             step()
     return new

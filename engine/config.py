@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -90,7 +91,8 @@ class ExecutionConfig(Record):
     max_attempts: PositiveInt = 3
     """Times an image may fail, alone, before it is given up."""
     max_given_up: float = Field(default=0.1, ge=0, le=1)
-    """Share of a round's images (but at least three) that may be given up before the run stops."""
+    """Share of a round's images (but at least three) that may be given up before the run stops;
+    of the images of an evaluation, the share that its figures may do without."""
 
     @property
     def device(self) -> str:
@@ -234,25 +236,32 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def freeze_config(store: Store, config: EngineConfig) -> None:
-    """Record the resolved config; a later run with another one is refused.
-
-    Only `execution` may change: who else serves this run reads there what holds now.
+    """Record the resolved config, and an id for the run; a later run with another config is
+    refused. Only `execution` may change, see `follow_execution`.
 
     Raises:
         ConfigError: with both values of every field that differs.
     """
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    if store.publish(layout.CONFIG, text.encode()):
+    store.publish(layout.RUN_ID, uuid.uuid4().hex.encode())
+    if store.publish(layout.CONFIG, _as_yaml(config)):
         return
-    frozen = frozen_config(store)
-    differences = list(_differences(_content(frozen), _content(config)))
+    differences = list(_differences(_content(frozen_config(store)), _content(config)))
     if differences:
         raise ConfigError(
             f"cannot resume {store.uri}: {'; '.join(differences)}. "
             "Start a new run in another folder, or restore these values"
         )
-    if frozen.execution != config.execution:
-        store.replace(layout.CONFIG, text.encode())
+
+
+def follow_execution(store: Store, config: EngineConfig) -> None:
+    """Record how the run uses its machines now: who else serves it reads that there."""
+    if frozen_config(store).execution != config.execution:
+        store.replace(layout.CONFIG, _as_yaml(config))
+
+
+def _as_yaml(config: EngineConfig) -> bytes:
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text.encode()
 
 
 def frozen_config(store: Store) -> EngineConfig:

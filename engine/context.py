@@ -12,10 +12,11 @@ from torch import Tensor
 from engine import layout
 from engine.corpus import CorpusRow
 from engine.embeddings import has_embedding, load_embedding, store_embedding
-from engine.errors import ConfigError, UnavailableImageError, UnreadableImageError
+from engine.errors import ConfigError, UnreadableImageError
 from engine.ground_truth import GroundTruth
+from engine.image_files import read_file
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
-from engine.store import Store, open_store, read_patiently
+from engine.store import Store, open_store
 from model.checkpoint import Checkpoint, encoder_sha256, load_checkpoint
 from model.detector import ObjectDetector, load_detector
 from stages.predictor import Image, embed
@@ -71,10 +72,10 @@ class WorkerContext:
         """The image upright, in RGB, at its work size.
 
         Raises:
-            UnreadableImageError: its bytes have changed, or make no picture.
-            UnavailableImageError: its bytes cannot be had.
+            UnreadableImageError: it is gone, or its bytes have changed, or they make no picture.
+            UnavailableImageError: its bytes cannot be had now.
         """
-        data = _read(row.uri)
+        data = read_file(row.uri)
         if sha256(data).hexdigest() != row.sha256:
             raise UnreadableImageError(
                 "unreadable", "the file has changed since the corpus was recorded"
@@ -89,7 +90,7 @@ class WorkerContext:
             image: what `row` reads as, where the caller has it; otherwise it is read if need be.
 
         Raises:
-            UnreadableImageError: as `read_image`.
+            ImageError: as `read_image`.
         """
         values = None
         if self.spec.keep_embeddings:
@@ -105,7 +106,7 @@ class WorkerContext:
         """See that the embedding of an image is stored, and read nothing when it is.
 
         Raises:
-            UnreadableImageError: as `read_image`.
+            ImageError: as `read_image`.
         """
         if not has_embedding(self.store, self.encoder_sha256, row.sha256):
             self.embedding(row)
@@ -119,12 +120,3 @@ def load_run_checkpoint(store: Store, checkpoint: str, device: str = "cpu") -> C
         return load_checkpoint(found, device=device)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _read(uri: str) -> bytes:
-    try:
-        return read_patiently(uri)
-    except FileNotFoundError as error:
-        raise UnavailableImageError("unreadable", f"the file is gone: {uri}") from error
-    except OSError as error:
-        raise UnavailableImageError("unreadable", f"{uri} cannot be read: {error}") from error

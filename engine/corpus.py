@@ -23,10 +23,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from engine.errors import ConfigError, EngineError, StorageError, UnreadableImageError
+from engine.errors import ConfigError, EngineError, UnavailableImageError, UnreadableImageError
+from engine.image_files import read_file
 from engine.images import ImageLimits, probe, read_pixels
 from engine.sources import SourceConfig, SourceImage, list_images
-from engine.store import Store, open_store, read_patiently
+from engine.store import Store, open_store
 from stages.records import ImageStatus, Record
 
 LISTING = "corpus/listing.parquet"
@@ -145,7 +146,8 @@ def scan_images(images: Sequence[SourceImage], config: CorpusConfig) -> pa.Table
         if refused > bearable:
             raise EngineError(
                 f"storage refuses {refused} of {number + 1} files; the last: {image.uri}: "
-                f"{rows[-1].reason}. Mend that and run the same command again"
+                f"{rows[-1].reason}. Mend that and run the same command again, or start in a new "
+                "folder without these files"
             )
     return pa.Table.from_pylist([row.model_dump() for row in rows], schema=CORPUS_SCHEMA)
 
@@ -154,7 +156,7 @@ def scan_image(image: SourceImage, image_id: int, config: CorpusConfig) -> Corpu
     width, height, orientation, digest, data = 0, 0, 1, "", b""
     status, reason = ImageStatus.OK, ""
     try:
-        data = _read(image.uri)
+        data = read_file(image.uri)
         digest = sha256(data).hexdigest()
         header = probe(data, config.limits)
         width, height, orientation = header.width, header.height, header.orientation
@@ -162,6 +164,8 @@ def scan_image(image: SourceImage, image_id: int, config: CorpusConfig) -> Corpu
             height, width = read_pixels(data, config.limits).shape[:2]
     except UnreadableImageError as error:
         status, reason = ImageStatus(error.status), error.reason
+    except UnavailableImageError as error:
+        status, reason = ImageStatus.UNREADABLE, f"{REFUSED}: {error.reason}"
     return CorpusRow(
         image_id=image_id,
         source=image.source,
@@ -287,20 +291,6 @@ def _publish_table(store: Store, path: str, table: pa.Table, *, rows_per_group: 
         path,
         lambda file: pq.write_table(table, file, row_group_size=rows_per_group, compression="zstd"),
     )
-
-
-def _read(uri: str) -> bytes:
-    try:
-        return read_patiently(uri)
-    except FileNotFoundError as error:
-        raise UnreadableImageError(ImageStatus.UNREADABLE, "no such file") from error
-    except (OSError, ValueError, StorageError) as error:  # ValueError: a name no file can have
-        permanent = isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError))
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UnreadableImageError(
-            ImageStatus.UNREADABLE,
-            f"{'cannot be read' if permanent else REFUSED}: {reason}",
-        ) from error
 
 
 def _split_of(image: SourceImage, digest: str, held_out_fraction: float) -> Split:

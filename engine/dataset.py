@@ -20,7 +20,7 @@ from torch import Tensor
 
 from engine.context import WorkerContext
 from engine.corpus import Corpus
-from engine.errors import EngineError, UnreadableImageError
+from engine.errors import EngineError, ImageError
 from engine.manifest import load_manifest
 from engine.shards import read_columns, read_record
 from engine.store import Store
@@ -195,7 +195,7 @@ class ShardDataset:
 def _readable(record: ImageRecord) -> Iterator[None]:
     try:
         yield
-    except UnreadableImageError as error:
+    except ImageError as error:
         raise EngineError(
             f"cannot train on {record.uri}, which was readable when it was annotated: {error}"
         ) from error

@@ -25,7 +25,11 @@ class StaleLeaseError(EngineError):
     """A lease has expired or passed to somebody else: the task must be claimed again."""
 
 
-class UnreadableImageError(EngineError):
+class ImageError(EngineError):
+    """There are no pixels of an image: which of the two below says whose fault that is."""
+
+
+class UnreadableImageError(ImageError):
     """An image's bytes cannot become pixels. Data, not a failure: its record says so."""
 
     def __init__(self, status: str, reason: str) -> None:
@@ -37,6 +41,14 @@ class UnreadableImageError(EngineError):
         return self.reason
 
 
-class UnavailableImageError(UnreadableImageError):
-    """An image's bytes cannot be had: its file is gone, or storage refuses it. Its disk may be away
-    for all images alike, so workers fail on it, and try again."""
+class UnavailableImageError(ImageError):
+    """An image's bytes cannot be had, as those of the others on its disk probably cannot: a failure
+    of storage, to be tried again."""
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(uri, reason)
+        self.uri = uri
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.uri} cannot be read: {self.reason}"

@@ -1,14 +1,16 @@
 """Evaluation as units of work: images anywhere, sums added up here."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus, CorpusConfig, CorpusRow, build_corpus
-from engine.errors import EngineError, UnreadableImageError
+from engine.errors import EngineError
 from engine.executor import Executor, Failed, LocalExecutor, run_all
 from engine.ground_truth import GroundTruth, build_ground_truth
 from engine.progress import Progress, Step
@@ -21,8 +23,7 @@ from stages.records import Record
 from stages.semi_automatic import detect
 from stages.zoom_in import predictor_of
 
-MAX_MISSING_SHARE, MIN_MISSING = 0.01, 3
-"""Images that an evaluation may do without: a file gets lost, a disk that is away is no such."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,7 @@ class EvaluationUnit:
     """Small objects are looked at twice."""
 
     def run(self, context: WorkerContext) -> ClickScores:
-        try:
-            image = context.read_image(self.row)
-        except UnreadableImageError:
-            return ClickScores()
+        image = context.read_image(self.row)
         truths = context.ground_truth.masks_at(self.row, image.size_hw)
         truths.sort(key=lambda mask: -int(mask.sum()))
         embedding = context.embedding(self.row, image)
@@ -54,26 +52,21 @@ def evaluate(
     max_masks: int | None,
     step: Step,
     zoom_in: bool = False,
+    max_missing: float = 0.0,
 ) -> Evaluation:
     """Means over all masks of these images, by clicks.
 
+    Args:
+        max_missing: share of the images that the figures may do without, where they fail.
+
     Raises:
-        EngineError: an image failed, more cannot be read than single ones that went missing, or
-            there is nothing to evaluate.
+        EngineError: more images failed than that, or there is nothing to evaluate.
     """
     scores = ClickScores()
-    units = (EvaluationUnit(row, max_masks, zoom_in) for row in rows)
-    for outcome in run_all(executor, units):
-        if isinstance(outcome, Failed):
-            raise EngineError(f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}")
-        scores += outcome.result
+    units = [EvaluationUnit(row, max_masks, zoom_in) for row in rows]
+    for found in _results(executor, units, max_missing):
+        scores += found
         step()
-    missing = len(rows) - scores.num_images
-    if missing > max(MIN_MISSING, MAX_MISSING_SHARE * len(rows)):
-        raise EngineError(
-            f"{missing} of {len(rows)} images cannot be read, and figures over the others would "
-            f"compare with no earlier ones"
-        )
     try:
         return scores.means()
     except ValueError as error:
@@ -93,10 +86,7 @@ class RecallUnit:
     row: CorpusRow
 
     def run(self, context: WorkerContext) -> tuple[int, int]:
-        try:
-            image = context.read_image(self.row)
-        except UnreadableImageError:
-            return 0, 0
+        image = context.read_image(self.row)
         truths = context.ground_truth.masks_at(self.row, image.size_hw)
         predictor = Predictor(
             context.checkpoint.sam, image.size_hw, context.embedding(self.row, image)
@@ -107,13 +97,34 @@ class RecallUnit:
         return box_recall(boxes, corners)
 
 
-def evaluate_detector(executor: Executor, rows: Sequence[CorpusRow]) -> DetectorRecall:
+def evaluate_detector(
+    executor: Executor, rows: Sequence[CorpusRow], *, max_missing: float = 0.0
+) -> DetectorRecall:
+    """`max_missing` and errors: see `evaluate`."""
     found = total = 0
-    for outcome in run_all(executor, (RecallUnit(row) for row in rows)):
-        if isinstance(outcome, Failed):
-            raise EngineError(f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}")
-        found, total = found + outcome.result[0], total + outcome.result[1]
+    for met, objects in _results(executor, [RecallUnit(row) for row in rows], max_missing):
+        found, total = found + met, total + objects
     return DetectorRecall(num_objects=total, num_found=found, recall=found / max(total, 1))
+
+
+def _results(
+    executor: Executor, units: Sequence[EvaluationUnit | RecallUnit], max_missing: float
+) -> Iterator[Any]:
+    """What the units gave, without those that failed: figures over few of them would compare with
+    no earlier ones, so of these there may not be many."""
+    missing = 0
+    for outcome in run_all(executor, units):
+        if not isinstance(outcome, Failed):
+            yield outcome.result
+            continue
+        missing += 1
+        log.warning("evaluation of %s failed: %s", outcome.unit.row.uri, outcome.error)
+        if missing > max_missing * len(units):
+            raise EngineError(
+                f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}; so {missing} of "
+                f"{len(units)} images are missing, and of a run's at most the share "
+                "execution.max_given_up may be: mend them, or raise it"
+            )
 
 
 def evaluate_source(

@@ -5,6 +5,9 @@ part of its own. An image that fails there `max_attempts` times is given up: its
 all parts exist they are put together into the shard. So one poisoned image costs the round one
 row, and every image has exactly one. What has failed once gets a worker to itself, so that it takes
 nothing with it again.
+
+Shards with images that were given up are published last, when it is certain that these are few
+enough: where they are too many, a disk may have been away, and each is to be tried anew.
 """
 
 import logging
@@ -84,7 +87,10 @@ class _Production:
         """Shards taken apart, by path."""
         self._parts_left: Counter[str] = Counter()
         """Parts that do not exist yet, by path of their shard."""
-        self._given_up = 0
+        self._given_up: dict[str, ImageRecord] = {}
+        """Records that no part holds, by the path that it would have."""
+        self._put_off: list[ShardUnit] = []
+        """Shards in which images were given up."""
 
     def run(self, units: Iterator[ShardUnit]) -> None:
         in_flight = 0
@@ -98,10 +104,12 @@ class _Production:
                 self._executor.submit(unit, alone=self._is_suspect(unit))
                 in_flight += 1
             if exhausted and not in_flight and not self._again:
-                return
+                break
             for outcome in self._executor.wait(POLL_SECONDS):
                 in_flight -= 1
                 self._handle(outcome)
+        for unit in self._put_off:
+            self._put_together(unit)
 
     def _is_suspect(self, unit: ShardUnit) -> bool:
         return unit.part is not None or self._failures[unit.path] > 0
@@ -136,14 +144,12 @@ class _Production:
             self._put_together(unit)
 
     def _give_up(self, unit: ShardUnit, error: str) -> None:
-        self._given_up += 1
-        if self._given_up > self._patience.max_given_up:
-            raise too_many_given_up(self._given_up, unit.images[0], error)
-        header = unit.header
-        record = empty_record(
-            unit.images[0], header.stage, header.round, ImageStatus.GIVEN_UP, error
+        (row,), header = unit.images, unit.header
+        self._given_up[unit.path] = empty_record(
+            row, header.stage, header.round, ImageStatus.GIVEN_UP, error
         )
-        publish_shard(self._store, unit.path, header, [record])
+        if len(self._given_up) > self._patience.max_given_up:
+            raise too_many_given_up(len(self._given_up), row, error)
         self._finished(unit)
 
     def _finished(self, unit: ShardUnit) -> None:
@@ -152,15 +158,26 @@ class _Production:
             return
         shard = layout.shard_path(unit.shards, unit.header.shard)
         self._parts_left[shard] -= 1
-        if self._parts_left[shard] == 0:
-            self._put_together(self._apart[shard])
+        if self._parts_left[shard] > 0:
+            return
+        whole = self._apart[shard]
+        if any(path in self._given_up for path in _part_paths(whole)):
+            self._put_off.append(whole)
+        else:
+            self._put_together(whole)
 
     def _put_together(self, unit: ShardUnit) -> None:
         publish_shard(self._store, unit.path, unit.header, self._records_of_parts(unit))
         self._on_shard(unit.header.shard)
 
     def _records_of_parts(self, unit: ShardUnit) -> Iterator[ImageRecord]:
-        for part in range(len(unit.images)):
-            yield from read_records(
-                self._store, layout.shard_path(unit.shards, unit.header.shard, part)
-            )
+        for path in _part_paths(unit):
+            if path in self._given_up:
+                yield self._given_up[path]
+            else:
+                yield from read_records(self._store, path)
+
+
+def _part_paths(unit: ShardUnit) -> list[str]:
+    shards, shard = unit.shards, unit.header.shard
+    return [layout.shard_path(shards, shard, part) for part in range(len(unit.images))]

@@ -152,9 +152,12 @@ class RayExecutor:
         except RayTaskError as error:
             raise EngineError(f"workers cannot start: {error.cause}") from error
         except RayError as error:
-            self._failed_starts += 1
-            alone = all(other.starting is not None for other in self._slots)
-            if self._failed_starts >= MAX_FAILED_STARTS and alone:  # or a machine has gone
+            log.warning("a worker died while loading the model (%s); replaced", error)
+            if any(other.starting is None for other in self._slots):
+                self._failed_starts = 0  # it may have been its machine, the model loads elsewhere
+            else:
+                self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS:
                 raise EngineError(
                     f"{self._failed_starts} workers in a row died while loading the model: {error}"
                 ) from error

@@ -9,7 +9,7 @@ from engine import layout
 from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus
-from engine.errors import UnreadableImageError
+from engine.errors import UnavailableImageError, UnreadableImageError
 from engine.figures import figure_bytes, stats_figure
 from engine.manifest import RoundManifest, load_manifest
 from engine.pictures import contact_sheet, overlay, png_bytes
@@ -83,6 +83,8 @@ def _sheet(store: Store, config: EngineConfig, manifest: RoundManifest) -> bytes
             image = context.read_image(corpus.row(record.image_id))
         except UnreadableImageError:  # it was there when its masks were made
             continue
+        except UnavailableImageError:  # nor are the others then
+            break
         pictures.append(overlay(image.pixels, [mask.segmentation for mask in record.masks]))
         captions.append(f"{record.file_name}: {len(record.masks)} masks")
         if len(pictures) == PICTURES_PER_ROUND:

@@ -5,6 +5,7 @@ therefore no mode of its own: the same calls find the finished steps finished.
 """
 
 import logging
+import re
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from engine import layout
-from engine.config import EngineConfig, changed, freeze_config, frozen_config
+from engine.config import (
+    EngineConfig,
+    changed,
+    follow_execution,
+    freeze_config,
+    frozen_config,
+)
 from engine.context import load_run_checkpoint
 from engine.corpus import Corpus
 from engine.decoders import ensure_decoder
@@ -31,7 +38,7 @@ from engine.manifest import (
     seal,
 )
 from engine.progress import Progress
-from engine.run import Run, evaluate_checkpoint, held_out, open_run
+from engine.run import Run, evaluate_checkpoint, held_out, open_queue, open_run
 from engine.stage_work import annotate_automatically, annotate_with_tasks, sealed_folders
 from engine.store import Store
 from engine.training import RetrainingJob
@@ -80,6 +87,8 @@ def run_rounds(
         EngineError: in one line what is wrong and what to do; what is published stays.
     """
     freeze_config(store, config)
+    _check_queue(store, config)
+    follow_execution(store, config)
     if swept := store.sweep(STAGED_FILES_LIVE_SECONDS):
         log.info("swept %d files that killed writers left", swept)
     run = open_run(store, config, progress, machines)
@@ -99,6 +108,24 @@ def run_rounds(
             if round_config.retrain:  # one that does not may have run long before, by --stage
                 current = outcome
     return outcomes
+
+
+def _check_queue(store: Store, config: EngineConfig) -> None:
+    """A queue that has moved is opened first of all, since it may be another run's."""
+    before, now = frozen_config(store).execution.tasks_url, config.execution.tasks_url
+    if before == now:
+        return
+    if now is not None:
+        open_queue(store, config).close()
+    log.warning(
+        "execution.tasks_url was %s, is now %s: of an unfinished round only those answers count "
+        "that have moved with it",
+        *(_without_login(url) for url in (before, now)),
+    )
+
+
+def _without_login(url: str | None) -> str:
+    return "the run's own SQLite" if url is None else re.sub(r"//[^/@]*@", "//", url)
 
 
 def _check_promotion(run: Run) -> None:

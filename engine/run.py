@@ -1,7 +1,6 @@
 """A run under way: its folder, its images, its machines, and what every step asks of them."""
 
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +94,11 @@ def evaluate_checkpoint(run: Run, checkpoint: str) -> Evaluation | None:
         run.progress.of(f"evaluating {name}", len(rows)) as step,
     ):
         return evaluate(
-            executor, rows, max_masks=run.config.evaluation.max_masks_per_image, step=step
+            executor,
+            rows,
+            max_masks=run.config.evaluation.max_masks_per_image,
+            step=step,
+            max_missing=run.config.execution.max_given_up,
         )
 
 
@@ -125,11 +128,10 @@ def open_queue(
     )
 
 
-def run_id(store: Store) -> str:
-    """Of the run in this store, drawn when it is first asked for."""
-    if not store.exists(layout.RUN_ID):
-        store.publish(layout.RUN_ID, uuid.uuid4().hex.encode())
-    return store.read(layout.RUN_ID).decode()
+def run_id(store: Store) -> str | None:
+    """By which the run's database knows it; None in a folder that an earlier version began and this
+    one has not run yet."""
+    return store.read(layout.RUN_ID).decode() if store.exists(layout.RUN_ID) else None
 
 
 def tasks_url(store: Store, config: EngineConfig) -> str:

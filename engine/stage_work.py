@@ -260,7 +260,7 @@ def _evaluate_detector(run: Run, executor: Executor, folder: str) -> None:
     rows = held_out(run)
     if not rows or run.store.exists(layout.recall_path(folder)):
         return
-    recall = evaluate_detector(executor, rows)
+    recall = evaluate_detector(executor, rows, max_missing=run.config.execution.max_given_up)
     run.store.publish(layout.recall_path(folder), recall.model_dump_json(indent=1).encode())
     run.progress.say(
         f"detector: recall {recall.recall:.3f} at IoU 0.5 of {recall.num_objects} held-out objects"

@@ -113,13 +113,30 @@ def read_patiently(uri: str) -> bytes:
     for attempt in range(READ_ATTEMPTS):
         try:
             return read_uri(uri)
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise  # it will be so again
-        except OSError:
-            if attempt == READ_ATTEMPTS - 1:
+        except OSError as error:
+            will_be_so_again = is_no_file(error) or isinstance(error, PermissionError)
+            if will_be_so_again or attempt == READ_ATTEMPTS - 1:
                 raise
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def is_no_file(error: OSError | ValueError) -> bool:
+    """Whether reading failed because no file is there, or none could be under such a name."""
+    names = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)
+    return isinstance(error, names) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def has_siblings(uri: str) -> bool:
+    """Whether anything can be seen in the folder of a file: not so where its disk is away."""
+    try:
+        if "://" not in uri:
+            return any(Path(uri).parent.iterdir())
+        filesystem, path = arrow_fs.FileSystem.from_uri(uri)
+        folder = filesystem.get_file_info(path.rpartition("/")[0])
+        return bool(folder.type != arrow_fs.FileType.NotFound)
+    except OSError:
+        return False
 
 
 class LocalStore:

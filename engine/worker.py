@@ -9,7 +9,7 @@ import numpy as np
 from engine import layout
 from engine.context import WorkerContext
 from engine.corpus import CorpusRow
-from engine.errors import UnavailableImageError, UnreadableImageError
+from engine.errors import UnreadableImageError
 from engine.shards import ShardHeader, publish_shard
 from stages.base import Provenance, Stage, StageOutput
 from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig
@@ -58,8 +58,6 @@ def work_on(
     started = time.monotonic()
     try:
         image = context.read_image(row)
-    except UnavailableImageError:
-        raise
     except UnreadableImageError as error:
         return empty_record(row, header.stage, header.round, ImageStatus(error.status), str(error))
     output = stage.run(image, np.random.default_rng([seed, header.round, row.image_id]))

@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 
 from engine.errors import (
     EngineError,
+    ImageError,
     StaleLeaseError,
     StorageError,
     TooLargeError,
-    UnreadableImageError,
 )
 from web import dashboard_routes, image_routes, review_routes, session_routes, task_routes
 from web.accounts import Accounts
@@ -98,7 +98,7 @@ def _answer_errors(app: FastAPI) -> None:
         StaleLeaseError: 409,
         InvalidMaskError: 422,
         TooLargeError: 413,
-        UnreadableImageError: 410,
+        ImageError: 410,  # the page tries a 503 again and again, and the annotator could not go on
         StorageError: 503,
         EngineError: 503,
     }

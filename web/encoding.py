@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import CorpusRow
 from engine.embeddings import Embedding, load_embedding, store_embedding
-from engine.errors import UnreadableImageError
+from engine.errors import ImageError
 from engine.store import Store
 from stages.predictor import Pixels, embed_batch
 from stages.zoom_in import View
@@ -39,7 +39,7 @@ class Embed(Protocol):
             checkpoint: label.
 
         Raises:
-            UnreadableImageError: it cannot be read.
+            ImageError: it cannot be read.
         """
 
 
@@ -53,17 +53,17 @@ class Encoder:
 
     def __call__(self, checkpoint: str, seen: Seen) -> Embedding:
         (made,) = self.embed_many(checkpoint, [seen])
-        if isinstance(made, UnreadableImageError):
+        if isinstance(made, ImageError):
             raise made
         return made
 
     def embed_many(
         self, checkpoint: str, questions: Sequence[Seen]
-    ) -> list[Embedding | UnreadableImageError]:
+    ) -> list[Embedding | ImageError]:
         """One for each, those that are not stored embedded together; crops are never stored."""
         with self._working:
             context = self._context_of(checkpoint)
-            answers: dict[tuple[str, View | None], Embedding | UnreadableImageError] = {}
+            answers: dict[tuple[str, View | None], Embedding | ImageError] = {}
             pixels: dict[Seen, Pixels] = {}
             for seen in {seen.key: seen for seen in questions}.values():
                 stored = self._stored(context, seen)
@@ -72,7 +72,7 @@ class Encoder:
                     continue
                 try:
                     whole = context.read_image(seen.row).pixels
-                except UnreadableImageError as error:
+                except ImageError as error:
                     answers[seen.key] = error
                     continue
                 pixels[seen] = whole if seen.crop is None else seen.crop.cut(whole)

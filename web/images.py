@@ -62,7 +62,7 @@ class RoundImages:
         """The image upright, at its work size.
 
         Raises:
-            UnreadableImageError: the file is gone, or is no picture any more.
+            ImageError: it cannot be read, or is no picture any more.
         """
         image = self._context.read_image(self.row(image_id))
         file = io.BytesIO()
@@ -107,7 +107,7 @@ class RoundImages:
 
         Raises:
             ValueError: the crop is empty, or does not lie in the image.
-            UnreadableImageError: the image cannot be read.
+            ImageError: the image cannot be read.
         """
         side = mine.decoder.file.image_size
         height, width = self.size_hw(image_id)

@@ -41,7 +41,7 @@ class MaskPictures:
         """None where there are no masks to show yet.
 
         Raises:
-            UnreadableImageError: the file has gone.
+            ImageError: the image cannot be read.
         """
         with self._drawing:  # one at a time: annotators come first
             masks = self._masks(round_index, image_id)

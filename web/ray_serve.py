@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 
 from engine.config import frozen_config
 from engine.embeddings import Embedding
-from engine.errors import EngineError, UnreadableImageError
+from engine.errors import EngineError, ImageError
 from engine.store import open_store
 from stages.records import Record
 from web.encoding import Encoder, Seen
@@ -76,7 +76,7 @@ class EncoderReplica:
         torch.set_num_threads(int(user_config.get("threads", torch.get_num_threads())))
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def embed(self, questions: list[Question]) -> list[Embedding | UnreadableImageError]:
+    async def embed(self, questions: list[Question]) -> list[Embedding | ImageError]:
         """An error is an answer too: the other images of the batch have theirs."""
         self._batches[len(questions)] += 1
         return await asyncio.to_thread(self._answer, questions)
@@ -85,8 +85,8 @@ class EncoderReplica:
         """How many batches there were so far, by their size."""
         return dict(self._batches)
 
-    def _answer(self, questions: list[Question]) -> list[Embedding | UnreadableImageError]:
-        answers: dict[int, Embedding | UnreadableImageError] = {}
+    def _answer(self, questions: list[Question]) -> list[Embedding | ImageError]:
+        answers: dict[int, Embedding | ImageError] = {}
         for checkpoint in {question.checkpoint for question in questions}:
             mine = [n for n, question in enumerate(questions) if question.checkpoint == checkpoint]
             seen = [questions[number].seen for number in mine]
@@ -103,7 +103,7 @@ class RemoteEncoder:
     def __call__(self, checkpoint: str, seen: Seen) -> Embedding:
         """
         Raises:
-            UnreadableImageError: it cannot be read.
+            ImageError: it cannot be read.
             EngineError: no replica answers, or each died with this image in hand.
         """
         error: Exception | None = None
@@ -116,7 +116,7 @@ class RemoteEncoder:
                 log.warning("image=%d encoder: %s", seen.row.image_id, reason)
                 error = failure
                 continue
-            if isinstance(answer, UnreadableImageError):
+            if isinstance(answer, ImageError):
                 raise answer
             values: Embedding = answer
             return values

@@ -168,13 +168,11 @@ def test_an_image_that_has_changed_is_handed_in_as_unreadable(
     assert submission.masks == ()
 
 
-def test_an_image_that_has_gone_is_a_failure_since_its_disk_may_be_away(
-    run: SmallRun, queue: TaskQueue
-) -> None:
-    run.photo(run.rows[2]).unlink()
-    answer(run, queue, LocalExecutor(run.spec()))
-    assert queue.counts(ROUND) == TaskCounts(submitted=3, given_up=1)
-    assert "the file is gone" in results_of(run, queue)[2].error
+def test_a_disk_that_is_away_is_a_failure_and_no_answer(run: SmallRun, queue: TaskQueue) -> None:
+    run.photos.rename(run.photos.with_name("away"))
+    with pytest.raises(EngineError, match="is its disk mounted"):
+        answer(run, queue, LocalExecutor(run.spec()), max_given_up=1)
+    assert queue.counts(ROUND).submitted == 0
 
 
 def test_a_task_that_fails_is_tried_again_alone_and_then_given_up(

@@ -7,6 +7,7 @@ import yaml
 from engine import layout
 from engine.config import (
     EngineConfig,
+    follow_execution,
     freeze_config,
     frozen_config,
     load_config,
@@ -210,6 +211,8 @@ def test_how_a_run_uses_its_machines_may_change(store: LocalStore) -> None:
     freeze_config(store, changed())
     other = changed(execution={"executor": "local", "workers": 7, "max_attempts": 9})
     freeze_config(store, other)
+    assert frozen_config(store) == changed()
+    follow_execution(store, other)
     assert frozen_config(store) == other  # servers of the run read there where its tasks are
     assert other.sha256 == changed().sha256
     assert changed(seed=1).sha256 != changed().sha256

@@ -5,7 +5,7 @@ import torch
 
 import engine.store
 from engine.context import load_run_checkpoint
-from engine.errors import ConfigError, UnreadableImageError
+from engine.errors import ConfigError, UnavailableImageError, UnreadableImageError
 from engine.images import ImageLimits, WorkSize
 from engine.layout import embedding_path
 from fakes import save_tiny_sam
@@ -31,11 +31,18 @@ def test_an_image_that_is_not_what_the_corpus_recorded_is_unreadable(run: SmallR
     gone = run.rows[0].model_copy(update={"uri": str(run.photos / "none.png")})
     with pytest.raises(UnreadableImageError, match="has changed since the corpus was recorded"):
         run.context().read_image(changed)
-    with pytest.raises(UnreadableImageError, match=r"gone: .*none\.png"):
+    with pytest.raises(UnreadableImageError, match="no such file"):
         run.context().read_image(gone)
     with pytest.raises(UnreadableImageError, match="more than the limit") as refused:
         run.context(limits=ImageLimits(max_pixels=10)).read_image(run.rows[0])
     assert refused.value.status == "too_large"
+
+
+def test_an_image_whose_folder_is_away_is_unavailable(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, num_images=1)
+    run.photos.rename(tmp_path / "away")
+    with pytest.raises(UnavailableImageError, match=r"0\.png cannot be read: its folder is gone"):
+        run.context().read_image(run.rows[0])
 
 
 def test_a_read_that_fails_once_is_tried_again(

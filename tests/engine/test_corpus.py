@@ -15,6 +15,7 @@ from engine.corpus import (
     CORPUS,
     CORPUS_SCHEMA,
     LISTING,
+    REFUSED,
     ROWS_PER_GROUP,
     Corpus,
     CorpusConfig,
@@ -179,6 +180,8 @@ def test_files_that_are_missing_or_no_files_are_rows_too(tmp_path, store):
     (tmp_path / "list.txt").write_text(
         "ok.png\ngone.png\nfolder.png\nnul\0byte.png\nnosuchscheme://x/y.png\nok.png\n"
     )
+    with (tmp_path / "list.txt").open("a") as file:
+        file.write("x" * 300 + ".png\n")
     source = ListSource(name="list", path=str(tmp_path / "list.txt"))
     rows = every_row(build_corpus(store, [source], CorpusConfig()))
     unreadable = ImageStatus.UNREADABLE
@@ -186,11 +189,26 @@ def test_files_that_are_missing_or_no_files_are_rows_too(tmp_path, store):
         ImageStatus.OK,
         *[unreadable] * 4,
         ImageStatus.DUPLICATE,
+        unreadable,
     ]
     assert rows[1].reason == "no such file"
-    assert all(row.reason.startswith("cannot be read") for row in rows[2:5])
+    assert all(row.reason.startswith("cannot be read: ") for row in (*rows[2:5], rows[6]))
+    assert not any(REFUSED in row.reason for row in rows)
     assert (rows[1].sha256, rows[1].size_bytes, rows[1].split) == ("", 0, "train")
     assert rows[5].reason == "same content as image 0, ok.png"
+
+
+def test_a_disk_that_is_away_stops_the_scan_until_it_is_back(tmp_path, store):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for number in range(8):
+        (disk / f"{number}.png").write_bytes(picture(number))
+    images = list_images(FolderSource(name="folder", path=str(disk)), store)
+    disk.rename(tmp_path / "away")
+    with pytest.raises(EngineError, match=r"refuses 4 of 4 files.*is its disk mounted"):
+        scan_images(images, CorpusConfig())
+    (tmp_path / "away").rename(disk)
+    assert scan_images(images, CorpusConfig())["status"].to_pylist() == ["ok"] * 8
 
 
 def test_a_hiccup_of_the_storage_costs_no_image_and_an_outage_stops_the_scan(

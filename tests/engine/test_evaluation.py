@@ -25,7 +25,7 @@ from engine.progress import Progress
 from engine.sources import CocoSource
 from model.detector import DetectorConfig, ObjectDetector, save_detector
 from runs import SmallRun
-from stages.evaluation import ClickScores, evaluate_image
+from stages.evaluation import evaluate_image
 from stages.predictor import Predictor
 from still_lifes import write_still_lifes
 
@@ -85,20 +85,29 @@ def test_an_image_that_cannot_be_evaluated_is_named(run: SmallRun) -> None:
         evaluate(LocalExecutor(run.spec()), [unknown], max_masks=None, step=no_step)
 
 
-def test_an_image_that_has_gone_counts_for_nothing(tmp_path: Path) -> None:
-    run = SmallRun(tmp_path, num_images=2)
-    run.photo(run.rows[0]).unlink()
-    assert EvaluationUnit(run.rows[0], None).run(run.context()) == ClickScores()
-    evaluation = evaluate(LocalExecutor(run.spec()), run.rows, max_masks=None, step=no_step)
-    assert evaluation.num_images == 1
-
-
-def test_a_figure_over_what_is_left_of_the_images_is_refused(tmp_path: Path) -> None:
+def test_figures_do_without_a_few_images_that_have_gone(tmp_path: Path) -> None:
     run = SmallRun(tmp_path, num_images=6)
-    for row in run.rows[:4]:
+    run.photo(run.rows[0]).unlink()
+
+    def measure(max_missing: float) -> tuple[int, int]:
+        with with_detector(run) as executor:
+            clicks = evaluate(
+                executor, run.rows, max_masks=None, step=no_step, max_missing=max_missing
+            )
+            recall = evaluate_detector(executor, run.rows, max_missing=max_missing)
+        return clicks.num_images, recall.num_objects
+
+    assert measure(max_missing=0.2) == (5, 5)
+    with pytest.raises(EngineError, match=r"0\.png failed: .*no such file.*1 of 6 .*max_given_up"):
+        measure(max_missing=0.1)
+
+
+def test_no_recall_is_told_of_images_that_cannot_be_read(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, num_images=2)
+    for row in run.rows:
         run.photo(row).unlink()
-    with pytest.raises(EngineError, match="4 of 6 images cannot be read"):
-        evaluate(LocalExecutor(run.spec()), run.rows, max_masks=None, step=no_step)
+    with with_detector(run) as executor, pytest.raises(EngineError, match="is its disk mounted"):
+        evaluate_detector(executor, run.rows)
 
 
 def test_held_out_images_are_chosen_by_content_and_a_smaller_choice_is_a_part(

@@ -1,3 +1,4 @@
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -6,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import engine.image_files
 import engine.worker
 from engine import layout
 from engine.context import WorkerContext
@@ -13,6 +15,7 @@ from engine.errors import EngineError, StorageError
 from engine.executor import Failed, LocalExecutor, Outcome, Unit, run_unit
 from engine.production import WHOLE_ATTEMPTS, Patience, make_shards
 from engine.shards import ShardHeader, read_footer, read_records
+from engine.store import read_uri
 from engine.worker import ShardUnit, work_on
 from runs import SmallRun
 from stages.filters import FilterConfig
@@ -200,32 +203,47 @@ def test_an_image_that_raises_is_given_up_with_what_it_raised(
     assert record.error.startswith("RuntimeError: no such layer (test_production.py:")
 
 
-def test_an_image_whose_file_cannot_be_read_is_no_fault_of_the_storage(
-    run: SmallRun,
+def test_an_image_that_storage_refuses_is_given_up(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photo = run.photo(run.rows[5])
-    photo.unlink()
-    photo.mkdir()  # reading it is an OSError, as of a bad sector
+    broken = str(run.photo(run.rows[5]))
+
+    def refusing(uri: str) -> bytes:
+        if uri == broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_uri(uri)
+
+    monkeypatch.setattr(engine.image_files, "read_patiently", refusing)
     make(run, LocalExecutor(run.spec()), units_of(run))
     record = records_in(run, 1)[1]
     assert record.status is ImageStatus.GIVEN_UP
-    assert "Is a directory" in record.error
+    assert "Input/output error" in record.error
 
 
-def test_an_image_that_has_gone_is_given_up_and_many_stop_the_run_until_they_are_back(
-    run: SmallRun,
+def test_an_image_that_has_gone_has_its_row_at_once(run: SmallRun) -> None:
+    run.photo(run.rows[1]).unlink()
+    executor = MortalExecutor(run.context(), kills())
+    make(run, executor, units_of(run))
+    gone = records_in(run, 0)[1]
+    assert (gone.status, gone.error) == (ImageStatus.UNREADABLE, "no such file")
+    assert set(executor.tried.values()) == {1}
+
+
+@pytest.mark.parametrize("mount_point_stays", [True, False])
+def test_a_disk_that_is_away_stops_the_run_and_loses_no_image(
+    run: SmallRun, mount_point_stays: bool
 ) -> None:
-    photos = {run.photo(row): run.photo(row).read_bytes() for row in run.rows}
-    for photo in list(photos)[:4]:
-        photo.unlink()
-    impatient = Patience(max_attempts=2, max_given_up=1)
-    with pytest.raises(EngineError, match="the file is gone"):
-        make(run, LocalExecutor(run.spec()), units_of(run), patience=impatient)
-    for photo in list(photos)[1:]:
-        photo.write_bytes(photos[photo])
-    make(run, LocalExecutor(run.spec()), units_of(run), patience=impatient)
-    statuses = [record.status for record in records_in(run, 0)]
-    assert statuses == [ImageStatus.GIVEN_UP] + [ImageStatus.OK] * (len(statuses) - 1)
+    disk = run.photo(run.rows[0]).parent
+    disk.rename(away := disk.with_name("away"))
+    if mount_point_stays:
+        disk.mkdir()
+    patience = Patience(max_attempts=2, max_given_up=len(run.rows) - 1)  # a whole shard and more
+    with pytest.raises(EngineError, match="is its disk mounted"):
+        make(run, LocalExecutor(run.spec()), units_of(run), patience=patience)
+    away.rename(disk)
+    assert sorted(make(run, LocalExecutor(run.spec()), units_of(run))) == [0, 1]
+    records = records_in(run, 0) + records_in(run, 1)
+    assert {record.status for record in records} == {ImageStatus.OK}
 
 
 def test_an_image_that_has_changed_has_its_row_at_once(run: SmallRun) -> None:

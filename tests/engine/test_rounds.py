@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from engine import cli, layout
+from engine.config import frozen_config
 from engine.corpus import Corpus
 from engine.errors import ConfigError, EngineError
 from engine.rounds import choose_images, is_better, load_start, train_once
@@ -219,15 +220,22 @@ def test_a_picture_that_cannot_be_drawn_any_more_does_not_fail_a_finished_run(
     assert sa_engine(monkeypatch, "run", run.write_config(), "--out", str(run.out)) == 0
 
 
-def test_runs_that_name_one_database_of_tasks_are_kept_apart(tmp_path: Path) -> None:
+def test_runs_that_name_one_database_of_tasks_are_kept_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     url = {"execution": {"tasks_url": f"sqlite:///{tmp_path}/tasks.sqlite"}}
     TinyRun(tmp_path / "first", [UNTRAINED], num_images=2, changes=url).run()
     second = TinyRun(tmp_path / "second", [UNTRAINED], num_images=2, changes=url)
     with pytest.raises(ConfigError, match="database of another run"):
         second.run()
     elsewhere = {"execution": {"tasks_url": f"sqlite:///{tmp_path}/others.sqlite"}}
-    replace(second, changes=elsewhere).run()
+    with caplog.at_level("WARNING"):
+        replace(second, changes=elsewhere).run()
+    assert "only those answers count that have moved with it" in caplog.text
     second.assert_whole()
+    with pytest.raises(ConfigError, match="database of another run"):
+        second.run()
+    assert "others.sqlite" in (frozen_config(second.store).execution.tasks_url or "")
 
 
 def _label(run: TinyRun, name: str) -> str:
