@@ -61,6 +61,9 @@ def evaluate(
         bool,
         typer.Option("--zoom-in", help="Look at small objects twice, the second time enlarged."),
     ] = False,
+    snap: Annotated[
+        bool, typer.Option("--snap", help="Make masks of the image's superpixels.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, or cuda on a machine with a GPU.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +84,9 @@ def evaluate(
         min_area=min_area,
         max_images=max_images,
     )
-    scores = evaluate_source(source, checkpoint, Progress(err), device=device, zoom_in=zoom_in)
+    scores = evaluate_source(
+        source, checkpoint, Progress(err), device=device, zoom_in=zoom_in, snap=snap
+    )
     figures = scores.model_dump(mode="json")
     if as_json:
         print_json(figures)

@@ -33,6 +33,8 @@ class EvaluationUnit:
     """The largest masks of the image; None: all."""
     zoom_in: bool = False
     """Small objects are looked at twice."""
+    snap: bool = False
+    """Masks are made of superpixels."""
 
     def run(self, context: WorkerContext) -> ClickScores:
         image = context.read_image(self.row)
@@ -40,7 +42,7 @@ class EvaluationUnit:
         truths.sort(key=lambda mask: -int(mask.sum()))
         embedding = context.embedding(self.row, image)
         predictor = predictor_of(
-            context.checkpoint.sam, image.pixels, embedding, zoom_in=self.zoom_in
+            context.checkpoint.sam, image.pixels, embedding, zoom_in=self.zoom_in, snap=self.snap
         )
         return evaluate_image(predictor, truths[: self.max_masks])
 
@@ -52,6 +54,7 @@ def evaluate(
     max_masks: int | None,
     step: Step,
     zoom_in: bool = False,
+    snap: bool = False,
     max_missing: float = 0.0,
 ) -> Evaluation:
     """Means over all masks of these images, by clicks.
@@ -63,7 +66,7 @@ def evaluate(
         EngineError: more images failed than that, or there is nothing to evaluate.
     """
     scores = ClickScores()
-    units = [EvaluationUnit(row, max_masks, zoom_in) for row in rows]
+    units = [EvaluationUnit(row, max_masks, zoom_in, snap) for row in rows]
     for found in _results(executor, units, max_missing):
         scores += found
         step()
@@ -134,11 +137,13 @@ def evaluate_source(
     *,
     device: str,
     zoom_in: bool = False,
+    snap: bool = False,
 ) -> Evaluation:
     """Evaluate a checkpoint on all images of a COCO-style source, in this process.
 
     Args:
         zoom_in: look at small objects twice.
+        snap: make masks of superpixels.
     """
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
@@ -147,7 +152,7 @@ def evaluate_source(
         rows = corpus.rows(np.intersect1d(corpus.select(), truth.image_ids).tolist())
         executor = LocalExecutor(WorkerSpec(store.uri, checkpoint, device=device))
         with progress.of("evaluating", len(rows)) as step:
-            return evaluate(executor, rows, max_masks=None, step=step, zoom_in=zoom_in)
+            return evaluate(executor, rows, max_masks=None, step=step, zoom_in=zoom_in, snap=snap)
 
 
 def held_out_rows(

@@ -14,6 +14,7 @@ from model.sam import Sam
 from model.transforms import ResizeLongestSide
 from stages.prompts import Point
 from stages.rle import Mask
+from stages.superpixels import SnappedUpscale, Superpixels
 from stages.windows import WindowedUpscale
 
 MASK_THRESHOLD = 0.0
@@ -65,18 +66,24 @@ class Predictor:
         embedding: Tensor,
         *,
         stability_offset: float = 1.0,
+        superpixels: Superpixels | None = None,
     ) -> None:
         """
         Args:
             size_hw: of the image that was embedded; prompts and masks are in its frame.
             embedding: (1, C, h, w), from `embed`.
             stability_offset: in logits, to both sides of the threshold.
+            superpixels: of that image, where masks are to be made of them.
         """
         self.sam = sam
         self.size_hw = size_hw
         self.embedding = embedding
         self.transform = ResizeLongestSide(size_hw, sam.config.image_size)
-        self.upscale = WindowedUpscale(self.transform)
+        self.upscale = (
+            WindowedUpscale(self.transform)
+            if superpixels is None
+            else SnappedUpscale(self.transform, superpixels)
+        )
         self._stability_offset = stability_offset
 
     def predict(
@@ -112,24 +119,24 @@ class Predictor:
         with torch.inference_mode():
             output = self.sam.decode(self.embedding, prompts, multimask_output=multimask_output)
         low_res = output.low_res_masks[0].float().cpu()
-        masks, stability = zip(*(self._enlarge(logits) for logits in low_res), strict=True)
+        stability = self.upscale.stability(
+            low_res, threshold=MASK_THRESHOLD, offset=self._stability_offset
+        )
+        of_head = output.predicted_iou[0].float().cpu().numpy()
         return Answer(
-            masks=masks,
-            predicted_iou=tuple(output.predicted_iou[0].tolist()),
-            stability_score=stability,
+            masks=tuple(self._draw(logits) for logits in low_res),
+            predicted_iou=tuple(self.upscale.predicted_iou(of_head, stability).tolist()),
+            stability_score=tuple(np.nan_to_num(stability).tolist()),
             low_res_masks=low_res,
         )
 
-    def _enlarge(self, low_res_mask: Tensor) -> tuple[Mask, float]:
+    def _draw(self, low_res_mask: Tensor) -> Mask:
         mask = np.zeros(self.size_hw, dtype=bool)
         window = self.upscale.mask(low_res_mask, threshold=MASK_THRESHOLD)
         if window is not None:
             (x, y), (h, w) = window.offset_xy, window.mask.shape
             mask[y : y + h, x : x + w] = window.mask
-        (stability,) = self.upscale.stability(
-            low_res_mask[None], threshold=MASK_THRESHOLD, offset=self._stability_offset
-        )
-        return mask, float(np.nan_to_num(stability))
+        return mask
 
 
 def embed(sam: Sam, pixels: Pixels) -> Tensor:

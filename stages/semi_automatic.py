@@ -25,6 +25,7 @@ from stages.filters import (
 from stages.fully_automatic import automatic_records, confident_masks
 from stages.predictor import Image, Precision, Predictor, embed_batch
 from stages.records import Record, Source, StageName
+from stages.superpixels import Superpixels
 
 
 class SemiAutomaticConfig(Record):
@@ -41,6 +42,8 @@ class SemiAutomaticConfig(Record):
     the masks."""
     precision: Precision = "fp32"
     """Of the image encoder, as in the fully automatic stage."""
+    snap: bool = False
+    """Make masks of superpixels, as in the fully automatic stage."""
     filters: FilterConfig = FilterConfig()
     max_mask_seconds: float = 30.0
     """As in stage one: a mask that took longer is the last of its image."""
@@ -67,6 +70,7 @@ class SemiAutomatic:
             image.size_hw,
             embed_batch(self._sam, [image.pixels], self._config.precision),
             stability_offset=filters.stability_score_offset,
+            superpixels=Superpixels(image.pixels) if self._config.snap else None,
         )
         boxes = self._boxes(predictor, drops)
         height, width = image.size_hw

@@ -62,6 +62,9 @@ class Axis:
 class WindowedUpscale:
     """Low-resolution logits to masks in the frame of the embedded image."""
 
+    largest_gain = 1.0
+    """Of a predicted IoU over what the head says."""
+
     def __init__(self, transform: ResizeLongestSide) -> None:
         low_res, square = transform.image_size // 4, transform.image_size
         (h, w), (height, width) = transform.size_hw_input, transform.size_hw_orig
@@ -85,6 +88,12 @@ class WindowedUpscale:
             if outer:
                 scores[index] = inner / outer
         return scores
+
+    def predicted_iou(
+        self, of_head: NDArray[np.float32], stability: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """(N,) as the model says."""
+        return of_head
 
     def mask(self, low_res_mask: Tensor, *, threshold: float) -> Window | None:
         """The mask of logits (s, s) above the threshold; None when it is empty."""

@@ -18,6 +18,7 @@ from model.transforms import ResizeLongestSide
 from stages.predictor import Answer, Pixels, Predictor, embed
 from stages.prompts import Point
 from stages.rle import Mask
+from stages.superpixels import Superpixels
 
 BoxXyxy = tuple[float, float, float, float]
 
@@ -79,13 +80,19 @@ class View:
 class ZoomInPredictor(Predictor):
     """Looks twice at what is small. Prompts and answers are in the frame of the whole image."""
 
-    def __init__(self, sam: Sam, pixels: Pixels, embedding: Tensor) -> None:
+    def __init__(self, sam: Sam, pixels: Pixels, embedding: Tensor, *, snap: bool = False) -> None:
         """
         Args:
             embedding: (1, C, h, w) of all of `pixels`, from `embed`.
+            snap: make masks of superpixels (`stages/superpixels.py`), those of each look.
         """
-        super().__init__(sam, (pixels.shape[0], pixels.shape[1]), embedding)
-        self._pixels = pixels
+        super().__init__(
+            sam,
+            (pixels.shape[0], pixels.shape[1]),
+            embedding,
+            superpixels=Superpixels(pixels) if snap else None,
+        )
+        self._pixels, self._snap = pixels, snap
         self._last: tuple[View, Predictor] | None = None
 
     def predict(
@@ -130,16 +137,31 @@ class ZoomInPredictor(Predictor):
     def _look_at(self, view: View) -> Predictor:
         """The last crop is kept: most often the next click is for the same object."""
         if self._last is None or self._last[0] != view:
-            embedding = embed(self.sam, view.cut(self._pixels))
-            self._last = view, Predictor(self.sam, view.transform.size_hw_orig, embedding)
+            pixels = view.cut(self._pixels)
+            predictor = Predictor(
+                self.sam,
+                view.transform.size_hw_orig,
+                embed(self.sam, pixels),
+                superpixels=Superpixels(pixels) if self._snap else None,
+            )
+            self._last = view, predictor
         return self._last[1]
 
 
-def predictor_of(sam: Sam, pixels: Pixels, embedding: Tensor, *, zoom_in: bool) -> Predictor:
-    """Of an image that is embedded, with a second look at small objects or without."""
+def predictor_of(
+    sam: Sam, pixels: Pixels, embedding: Tensor, *, zoom_in: bool, snap: bool = False
+) -> Predictor:
+    """Of an image that is embedded.
+
+    Args:
+        zoom_in: look at small objects twice.
+        snap: make masks of superpixels (`stages/superpixels.py`).
+    """
     if zoom_in:
-        return ZoomInPredictor(sam, pixels, embedding)
-    return Predictor(sam, (pixels.shape[0], pixels.shape[1]), embedding)
+        return ZoomInPredictor(sam, pixels, embedding, snap=snap)
+    superpixels = Superpixels(pixels) if snap else None
+    size_hw = (pixels.shape[0], pixels.shape[1])
+    return Predictor(sam, size_hw, embedding, superpixels=superpixels)
 
 
 def _centre(points: tuple[Point, ...], box_xyxy: BoxXyxy | None) -> Point:

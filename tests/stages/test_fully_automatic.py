@@ -1,4 +1,5 @@
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from stages.predictor import Image, Predictor, embed
 from stages.prompts import mask_iou, point_grid
 from stages.records import Source, StageName
 from stages.rle import decode_rle, rle_area, rle_bbox
+from stages.superpixels import USUAL_AGREEMENT
 
 PROVENANCE = Provenance(round=3, checkpoint="colours@0123456789ab")
 ANY_MASK = FilterConfig(pred_iou_thresh=-10.0, stability_score_thresh=0.0, crop_edge_tolerance=-1)
@@ -83,9 +85,9 @@ def test_records_say_where_they_come_from_and_measure_their_mask() -> None:
         assert mask.stability_score >= 0.95
 
 
-@pytest.mark.parametrize("layers", [0, 1, 2])
-def test_every_candidate_survives_or_is_dropped_for_one_reason(layers: int) -> None:
-    config = FullyAutomaticConfig(points_per_side=8, crop_n_layers=layers)
+@pytest.mark.parametrize(("layers", "snap"), [(0, False), (1, False), (2, False), (1, True)])
+def test_every_candidate_survives_or_is_dropped_for_one_reason(layers: int, snap: bool) -> None:
+    config = FullyAutomaticConfig(points_per_side=8, crop_n_layers=layers, snap=snap)
     output = run(scene((240, 320)), config)
     assert len(output.masks) >= 4
     assert len(output.masks) + sum(output.drops.values()) == 3 * num_points(config)
@@ -98,6 +100,51 @@ def test_candidates_of_a_model_that_knows_nothing_add_up_too(seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     output = run(pixels, config, tiny_sam(seed))
     assert len(output.masks) + sum(output.drops.values()) == 3 * num_points(config)
+
+
+def test_masks_of_superpixels_are_the_objects_to_the_pixel_and_say_what_they_are_worth() -> None:
+    pixels = scene((480, 512))
+    sam = ColourSam(image_size=64)  # 32 pixels of the image to a cell
+
+    def worst(snap: bool) -> tuple[float, float]:
+        config = one_window(stability_score_thresh=0.0, pred_iou_thresh=0.7)
+        masks = run(pixels, config.model_copy(update={"snap": snap}), sam).masks
+        assert len(masks) == 4
+        ious = []
+        for mask in masks:
+            ((x, y),) = mask.point_coords
+            same_colour = (pixels == pixels[int(y), int(x)]).all(axis=2)
+            ious.append(mask_iou(decode_rle(mask.segmentation), same_colour))
+            if snap:
+                assert mask.predicted_iou == pytest.approx(
+                    0.95 * mask.stability_score / USUAL_AGREEMENT
+                )
+        return min(ious), min(mask.stability_score for mask in masks)
+
+    assert worst(snap=False)[0] < 0.95
+    iou, agreement = worst(snap=True)
+    assert iou > 0.96
+    assert 0.9 < agreement <= 1
+
+
+def test_a_snapped_mask_is_refused_for_what_it_is_worth_and_not_for_what_the_head_says() -> None:
+    generator = np.random.default_rng(0)
+    patches = generator.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    pixels = np.asarray(
+        PIL.Image.fromarray(patches).resize((320, 240), PIL.Image.Resampling.BICUBIC)
+    )
+
+    def worth(pred_iou_thresh: float) -> list[float]:
+        filters = ANY_MASK.model_copy(update={"pred_iou_thresh": pred_iou_thresh})
+        config = FullyAutomaticConfig(
+            points_per_side=6, crop_n_layers=0, snap=True, filters=filters
+        )
+        return sorted(mask.predicted_iou for mask in run(pixels, config, ColourSam()).masks)
+
+    everything = worth(0.0)
+    middle = everything[len(everything) // 2]
+    assert everything[0] < middle < everything[-1]
+    assert worth(middle) == [value for value in everything if value > middle]
 
 
 def test_crops_find_what_is_too_small_for_the_whole_image() -> None:

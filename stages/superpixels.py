@@ -1,0 +1,173 @@
+"""Masks whose edges are those of the image: an answer is laid on its superpixels.
+
+A model that has seen little knows roughly where an object is and badly where it ends; colours know
+the reverse. So the image is cut into regions of one colour (Felzenszwalb & Huttenlocher, "Efficient
+Graph-Based Image Segmentation", 2004), several times from fine to coarse, and each region takes the
+mean of the model's probabilities in it. What lies in the object by the mean over all segmentations
+is the mask. Where fine and coarse regions agree with it, it most often is an object: this agreement
+stands for the stability score, and the predicted IoU is in proportion to it. Measured in
+docs/log.md.
+"""
+
+# Axes: N masks, A atoms, K segmentations, s the side of low-resolution logits, (H, W) work frame.
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import sparse
+from skimage.segmentation import felzenszwalb
+from torch import Tensor
+
+from model.transforms import ResizeLongestSide
+from stages.rle import Mask
+from stages.windows import Axis, Window
+
+SIDE = 512
+"""Longest side of the work frame, in which the image is cut up."""
+SCALES = (30.0, 60.0, 120.0, 240.0)
+"""How unlike the two sides of a border must be, from fine to coarse; of the K segmentations."""
+SIGMA = 0.5
+MIN_SIZE = 20
+"""Work frame pixels of the smallest superpixel."""
+MARGIN = 2
+"""Pixels around a mask that enlarging it looks at."""
+USUAL_AGREEMENT = 0.8
+"""Of answers to clicks (docs/log.md): with it, a snapped mask is worth what the model says."""
+
+Values = NDArray[np.float64]
+
+
+class Superpixels:
+    """An image cut up K times. What lies in the same superpixel every time is one atom."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        """
+        Args:
+            pixels: RGB of an image or a crop.
+        """
+        self.size_hw = (pixels.shape[0], pixels.shape[1])
+        height, width = ResizeLongestSide(self.size_hw, SIDE).size_hw_input
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        colours = np.asarray(resized) / 255
+        segmentations = [
+            felzenszwalb(colours, scale=scale, sigma=SIGMA, min_size=MIN_SIZE).ravel()
+            for scale in SCALES
+        ]
+        atoms = segmentations[0]
+        for segmentation in segmentations[1:]:
+            pairs = atoms * (segmentation.max() + 1) + segmentation
+            _, first, atoms = np.unique(pairs, return_index=True, return_inverse=True)
+        self.atoms: NDArray[np.intp] = atoms.reshape(height, width)
+        """(H, W), which atom a pixel belongs to."""
+        self.areas = np.bincount(atoms).astype(np.float64)
+        """(A,) pixels."""
+        self.segmentations = tuple(Segmentation(one[first], self.areas) for one in segmentations)
+
+
+class Segmentation:
+    """One way to put the atoms together."""
+
+    def __init__(self, members: NDArray[np.intp], areas: Values) -> None:
+        """
+        Args:
+            members: (A,) which superpixel an atom belongs to.
+            areas: (A,) of the atoms.
+        """
+        self._members = members
+        shares = areas / np.bincount(members, areas)[members]
+        self._means = sparse.csr_array((shares, (members, np.arange(len(members)))))
+
+    def smoothed(self, values: Values) -> Values:
+        """(A, N) values of the atoms, each replaced by the mean over its superpixel."""
+        means: Values = self._means @ values
+        return means[self._members]
+
+
+class SnappedUpscale:
+    """Low-resolution logits to masks made of superpixels; stands where `WindowedUpscale` stands."""
+
+    largest_gain = 1 / USUAL_AGREEMENT
+    """Of a predicted IoU over what the head says."""
+
+    def __init__(self, transform: ResizeLongestSide, superpixels: Superpixels) -> None:
+        self._superpixels = superpixels
+        self._size_hw = transform.size_hw_orig
+        low_res, square = transform.image_size // 4, transform.image_size
+        rows, columns = (
+            Axis(low_res, square, size_input, size_work)
+            for size_input, size_work in zip(
+                transform.size_hw_input, superpixels.atoms.shape, strict=True
+            )
+        )
+        self._num_cells = rows.num_cells, columns.num_cells
+        atoms, areas = superpixels.atoms.ravel(), superpixels.areas
+        pixels = np.arange(len(atoms))
+        mean = sparse.csr_array((1 / areas[atoms], (atoms, pixels)), (len(areas), len(atoms)))
+        upscale = sparse.kron(rows.matrix.numpy(), columns.matrix.numpy(), format="csr")
+        self._atom_means = mean @ upscale
+        """(A, cells): the mean over each atom of what the cells are enlarged to."""
+
+    def stability(
+        self, low_res_masks: Tensor, *, threshold: float, offset: float
+    ) -> NDArray[np.float64]:
+        """(N,) how well the single segmentations agree with the mask that they make together: their
+        mean IoU with it; nan where it is empty.
+
+        Args:
+            low_res_masks: (N, s, s) logits, float32, on the CPU.
+            offset: without meaning here.
+        """
+        together, apart = self._in_atoms(low_res_masks, threshold)
+        areas = self._superpixels.areas
+        ious = [
+            (areas @ (together & alone)) / np.maximum(areas @ (together | alone), 1)
+            for alone in apart
+        ]
+        return np.where(together.any(axis=0), np.mean(ious, axis=0), np.nan)
+
+    def predicted_iou(
+        self, of_head: NDArray[np.float32], stability: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """(N,) what a snapped mask is worth, by what the model says of its own."""
+        agreement = np.nan_to_num(stability) / USUAL_AGREEMENT
+        return (of_head * agreement).astype(np.float32)
+
+    def mask(self, low_res_mask: Tensor, *, threshold: float) -> Window | None:
+        """The mask of logits (s, s) above the threshold; None when it is empty."""
+        together, _ = self._in_atoms(low_res_mask[None], threshold)
+        return self._enlarged(together[self._superpixels.atoms, 0])
+
+    def _in_atoms(self, low_res_masks: Tensor, threshold: float) -> tuple[Mask, tuple[Mask, ...]]:
+        """(A, N) bool, of all segmentations together, and K times of each alone."""
+        rows, columns = self._num_cells
+        logits = low_res_masks[:, :rows, :columns].flatten(1) - threshold
+        chances = logits.sigmoid().T.numpy().astype(np.float64) - 0.5
+        of_atoms = self._atom_means @ chances
+        levels = [one.smoothed(of_atoms) for one in self._superpixels.segmentations]
+        return np.mean(levels, axis=0) > 0, tuple(level > 0 for level in levels)
+
+    def _enlarged(self, mask: Mask) -> Window | None:
+        """A mask of the work frame in the image's."""
+        ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(ys) == 0:
+            return None
+        spans = []
+        for found, size_work, size in zip(
+            (xs, ys), mask.shape[::-1], self._size_hw[::-1], strict=True
+        ):
+            first = max(0, int((found[0] - MARGIN) * size / size_work))
+            last = min(size, int((found[-1] + 1 + MARGIN) * size / size_work) + 1)
+            spans.append((first, last, size_work / size))
+        (x0, x1, scale_x), (y0, y1, scale_y) = spans
+        drawn = Image.fromarray(mask.astype(np.uint8) * 255).resize(
+            (x1 - x0, y1 - y0),
+            Image.Resampling.BILINEAR,
+            box=(x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y),
+        )
+        inside = np.asarray(drawn) > 127
+        columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
+        if len(columns) == 0:
+            return None
+        (left, right), (top, bottom) = columns[[0, -1]], rows[[0, -1]]
+        window = np.asfortranarray(inside[top : bottom + 1, left : right + 1])
+        return Window(window, (x0 + int(left), y0 + int(top)))

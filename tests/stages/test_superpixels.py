@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fakes import ColourSam, rectangle, tiny_sam
+from model.transforms import ResizeLongestSide
+from stages.filters import mask_box
+from stages.predictor import Pixels, Predictor, embed
+from stages.prompts import mask_iou
+from stages.rle import Mask
+from stages.superpixels import SCALES, SIDE, USUAL_AGREEMENT, SnappedUpscale, Superpixels
+from stages.zoom_in import predictor_of
+
+SIZE_HW = (320, 512)
+BOX = rectangle(SIZE_HW, 70, 130, 215, 330)
+
+
+def painted(size_hw: tuple[int, int] = SIZE_HW, seed: int = 0) -> Pixels:
+    """A box of one colour on another, with a little noise."""
+    height, width = size_hw
+    pixels = np.full((height, width, 3), (40, 90, 60), dtype=np.int16)
+    pixels[height * 70 // 320 : height * 215 // 320, width * 130 // 512 : width * 330 // 512] = (
+        200,
+        120,
+        60,
+    )
+    noise = np.random.default_rng(seed).integers(-4, 5, pixels.shape)
+    return (pixels + noise).clip(0, 255).astype(np.uint8)
+
+
+def colourful(size_hw: tuple[int, int], seed: int = 0) -> Pixels:
+    """Many patches of random colours: segmentations of different scales differ on them."""
+    generator = torch.Generator().manual_seed(seed)
+    patches = torch.rand(1, 3, 12, 15, generator=generator) * 255
+    return (
+        F.interpolate(patches, size_hw, mode="bicubic")
+        .clamp(0, 255)[0]
+        .permute(1, 2, 0)
+        .byte()
+        .numpy()
+    )
+
+
+def blob(centre_yx: tuple[float, float], radius: float, side: int = 64) -> Tensor:
+    """Logits of a disc, in cells."""
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    distance = torch.hypot((rows - centre_yx[0]).float(), (columns - centre_yx[1]).float())
+    return (radius - distance) / 2
+
+
+def upscale_of(pixels: Pixels, image_size: int = 256) -> SnappedUpscale:
+    transform = ResizeLongestSide(pixels.shape[:2], image_size)  # type: ignore[arg-type]
+    return SnappedUpscale(transform, Superpixels(pixels))
+
+
+def drawn(upscale: SnappedUpscale, logits: Tensor, size_hw: tuple[int, int]) -> Mask:
+    mask = np.zeros(size_hw, dtype=bool)
+    window = upscale.mask(logits, threshold=0.0)
+    if window is not None:
+        (x, y), (h, w) = window.offset_xy, window.mask.shape
+        mask[y : y + h, x : x + w] = window.mask
+        assert all(window.mask.any(axis=axis)[[0, -1]].all() for axis in (0, 1))
+    return mask
+
+
+def test_a_rough_answer_ends_where_the_colour_ends() -> None:
+    rough = blob((18, 29), 10)  # cells of 8 pixels
+    transform = ResizeLongestSide(SIZE_HW, 256)
+    assert mask_iou((transform.upscale(rough) > 0).numpy(), BOX) < 0.8
+    snapped = drawn(upscale_of(painted()), rough, SIZE_HW)
+    assert mask_iou(snapped, BOX) > 0.95  # its outermost pixels may be superpixels of their own
+
+
+def test_means_are_those_of_the_enlarged_answer_over_every_superpixel() -> None:
+    pixels = colourful((300, 400))
+    transform = ResizeLongestSide((300, 400), 256)
+    superpixels = Superpixels(pixels)
+    upscale = SnappedUpscale(transform, superpixels)
+    logits = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1))
+    logits = F.avg_pool2d(logits[:, None], 9, 1, 4)[:, 0] * 20
+
+    chances = logits.sigmoid()[:, None] - 0.5
+    seen = F.interpolate(chances, (256, 256), mode="bilinear")[:, :, :192, :256]
+    work = F.interpolate(seen, superpixels.atoms.shape, mode="bilinear")[:, 0].double().numpy()
+    labels = superpixels.atoms.ravel()
+    plain = []
+    for answer in work:
+        levels = []
+        of_atoms = np.bincount(labels, answer.ravel()) / np.bincount(labels)
+        for segmentation in superpixels.segmentations:
+            levels.append(segmentation.smoothed(of_atoms[:, None])[labels, 0])
+        together = np.mean(levels, axis=0) > 0
+        agreement = np.mean([mask_iou(level > 0, together) for level in levels])
+        plain.append((together.reshape(superpixels.atoms.shape), agreement))
+
+    stability = upscale.stability(logits, threshold=0.0, offset=1.0)
+    assert stability == pytest.approx([agreement for _, agreement in plain], abs=1e-3)
+    assert len(set(stability.round(3))) == 3
+    for one, (expected, _) in zip(logits, plain, strict=True):
+        mask = drawn(upscale, one, (300, 400))
+        assert 0.1 < mask.mean() < 0.9
+        enlarged = F.interpolate(
+            torch.from_numpy(expected)[None, None].float(), (300, 400), mode="bilinear"
+        )
+        assert mask_iou(mask, (enlarged[0, 0] > 0.5).numpy()) > 0.99
+
+
+def test_a_superpixel_has_the_mean_of_its_atoms_by_their_area() -> None:
+    superpixels = Superpixels(colourful((200, 300)))
+    values = np.random.default_rng(0).normal(size=(len(superpixels.areas), 2))
+    assert len(superpixels.segmentations) == len(SCALES)
+    for segmentation in superpixels.segmentations:
+        smoothed = segmentation.smoothed(values)
+        assert superpixels.areas @ smoothed == pytest.approx(superpixels.areas @ values)
+        assert segmentation.smoothed(smoothed) == pytest.approx(smoothed)
+        assert len(np.unique(smoothed[:, 0].round(9))) < len(values)
+
+
+def test_all_that_one_colour_fills_is_agreed_upon_and_nothing_has_no_score() -> None:
+    upscale = upscale_of(painted())
+    answers = torch.stack([blob((18, 29), 10), torch.full((64, 64), -5.0)])
+    box, nothing = upscale.stability(answers, threshold=0.0, offset=1.0)
+    assert box > 0.98
+    assert np.isnan(nothing)
+    assert upscale.mask(answers[1], threshold=0.0) is None
+    head = np.array([0.7, 0.6], dtype=np.float32)
+    worth = upscale.predicted_iou(head, np.array([USUAL_AGREEMENT / 2, np.nan]))
+    assert worth.tolist() == pytest.approx([0.35, 0])
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (3, 900), (900, 3), (40, 60), (1500, 2250)])
+def test_masks_of_images_of_any_size_fill_them_where_the_answer_does(
+    size_hw: tuple[int, int],
+) -> None:
+    upscale = upscale_of(painted(size_hw))
+    assert drawn(upscale, torch.full((64, 64), 5.0), size_hw).all()
+
+
+def test_a_mask_of_a_large_photograph_is_where_it_is_in_a_small_one() -> None:
+    large = (1440, 2304)  # 4.5 times the work frame
+    expected = np.kron(BOX, np.ones((9, 9), dtype=bool))[::2, ::2]
+    snapped = drawn(upscale_of(painted(large)), blob((18, 29), 10), large)
+    assert mask_iou(snapped, expected) > 0.92
+    assert mask_box(snapped) == pytest.approx(mask_box(expected), abs=3 * 4.5)  # no shift
+
+
+def test_a_predictor_that_snaps_gives_the_same_logits_and_other_masks() -> None:
+    pixels = painted((SIDE // 2, SIDE // 2))
+    sam = tiny_sam()
+    embedding = embed(sam, pixels)
+    plain, snapping = (
+        predictor_of(sam, pixels, embedding, zoom_in=False, snap=snap).predict(
+            ((100.0, 100.0),), (1,), multimask_output=True
+        )
+        for snap in (False, True)
+    )
+    assert torch.equal(plain.low_res_masks, snapping.low_res_masks)
+    worth = np.multiply(plain.predicted_iou, snapping.stability_score) / USUAL_AGREEMENT
+    assert snapping.predicted_iou == pytest.approx(worth)
+    assert any((a != b).any() for a, b in zip(plain.masks, snapping.masks, strict=True))
+
+
+def test_a_second_look_snaps_to_the_superpixels_of_its_crop() -> None:
+    pixels = np.full((360, 480, 3), 90, dtype=np.uint8)
+    rows, columns = np.indices(pixels.shape[:2])
+    pebble = np.hypot(columns - 100, rows - 90) <= 11
+    pixels[pebble] = (240, 20, 240)
+    sam = ColourSam(image_size=128)  # 15 pixels of the image to a cell
+    embedding = embed(sam, pixels)  # type: ignore[arg-type]
+    far, near = (
+        predictor_of(sam, pixels, embedding, zoom_in=zoom_in, snap=True)  # type: ignore[arg-type]
+        .predict(((100.0, 90.0),), (1,), multimask_output=True)
+        .masks[0]
+        for zoom_in in (False, True)
+    )
+    assert mask_iou(near, pebble) > 0.9
+    assert mask_iou(near, pebble) >= mask_iou(far, pebble)
+
+
+def test_a_predictor_without_superpixels_is_not_changed() -> None:
+    pixels = painted((120, 160))
+    sam = tiny_sam()
+    answer = Predictor(sam, (120, 160), embed(sam, pixels)).predict(
+        ((80.0, 60.0),), (1,), multimask_output=True
+    )
+    expected = ResizeLongestSide((120, 160), 128).upscale(answer.low_res_masks) > 0
+    assert (np.stack(answer.masks) == expected.numpy()).mean() > 0.9999
