@@ -12,7 +12,13 @@ def generate(
     images: Annotated[list[str], typer.Argument(help="Image files.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for JSON and pictures.")],
     checkpoint: Checkpoint = "sa-tiny",
-    preset: Annotated[str, typer.Option(help="paper or official.")] = "official",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="paper, official, or a config whose fully_automatic is taken; without it, "
+            "photographs for the shipped checkpoint and official for others."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="A field of the preset, such as points_per_side=16."),
@@ -21,11 +27,11 @@ def generate(
 ) -> None:
     """Automatic masks of single images: SA-1B JSON and an overlay PNG for each.
 
-    Example: sa-engine generate photo.jpg --out masks --set pred_iou_thresh=0.8
+    Example: sa-engine generate photo.jpg --out masks --set pred_iou_thresh=0.3
     """
-    from engine.generate import automatic_config, generate_masks
+    from engine.generate import automatic_config, generate_masks, preset_of
 
-    config = automatic_config(preset, settings or [])
+    config = automatic_config(preset or preset_of(checkpoint), settings or [])
     for line in generate_masks(images, checkpoint, config, folder, device=device):
         out.print(line, markup=False, highlight=False)
 

@@ -149,8 +149,11 @@ class EngineConfig(Record):
 
     @property
     def sha256(self) -> str:
-        """Of everything that shapes the results."""
-        canonical = json.dumps(self.model_dump(mode="json", exclude={"execution"}), sort_keys=True)
+        """Of everything that shapes the results and is not a default: a field that a later version
+        adds leaves a run's hash, and its unfinished rounds, as they were."""
+        content = self.model_dump(mode="json", exclude={"execution"}, exclude_defaults=True)
+        content["kinds"] = [source.kind for source in self.sources]  # each kind's own default
+        canonical = json.dumps(content, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def round_folder(self, index: int) -> str:

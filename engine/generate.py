@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from engine.config import describe, merged
+from engine.config import describe, load_config, merged
 from engine.context import load_run_checkpoint
 from engine.errors import ConfigError, StorageError, UnreadableImageError
 from engine.export import sa1b_annotations
@@ -22,16 +22,29 @@ from stages.filters import FilterConfig
 from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig, Preset
 from stages.predictor import Image
 
+CALIBRATED = "photographs"
+"""The shipped config whose thresholds are those of the shipped checkpoint."""
+
+
+def preset_of(checkpoint: str) -> str:
+    """Where thresholds come from when nobody says: the IoU head of the shipped checkpoint is no
+    official one, and would drop everything by the official thresholds."""
+    return CALIBRATED if checkpoint == load_config(CALIBRATED).checkpoint else Preset.OFFICIAL
+
 
 def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConfig:
     """A preset with fields replaced.
 
     Args:
+        preset: one of `Preset`, or a config, by path or shipped name: its `fully_automatic`.
         settings: `name=value`; the names of filters may stand without `filters.`.
     """
-    if preset not in list(Preset):
-        raise ConfigError(f"no preset {preset!r}; expected {' or '.join(Preset)}")
-    fields: dict[str, Any] = FullyAutomaticConfig.preset(Preset(preset)).model_dump(mode="json")
+    chosen = (
+        FullyAutomaticConfig.preset(Preset(preset))
+        if preset in list(Preset)
+        else load_config(preset).fully_automatic
+    )
+    fields: dict[str, Any] = chosen.model_dump(mode="json")
     for setting in settings:
         name, separator, value = setting.partition("=")
         if not separator:
@@ -82,7 +95,8 @@ def generate_masks(
         picture = overlay(pixels, [mask.segmentation for mask in output.masks])
         store.replace(f"{name}.png", png_bytes(picture))
         drops = ", ".join(f"{reason} {count}" for reason, count in sorted(output.drops.items()))
-        yield f"{uri}: {len(output.masks)} masks; dropped: {drops}"
+        advice = "" if output.masks else "; a lower --set pred_iou_thresh may help"
+        yield f"{uri}: {len(output.masks)} masks; dropped: {drops}{advice}"
 
 
 def _parsed(setting: str, value: str) -> Any:

@@ -85,9 +85,11 @@ class MaskRecord(Record):
     area: int
     """Pixels."""
     predicted_iou: float
-    """Regressed by the IoU head, not clamped: may slightly exceed 1."""
+    """Regressed by the IoU head, not clamped: may slightly exceed 1. Of a mask made of superpixels
+    in proportion to their agreement."""
     stability_score: float
-    """IoU between the mask cut at +offset and the mask cut at -offset."""
+    """IoU between the mask cut at +offset and the mask cut at -offset. Of a mask made of
+    superpixels their agreement (`stages/superpixels.py`)."""
     crop_box: tuple[float, float, float, float]
     """XYWH of the window the mask was found in, image pixels."""
     point_coords: tuple[tuple[float, float], ...]

@@ -207,6 +207,27 @@ def test_one_round_more_is_refused(store: LocalStore) -> None:
         freeze_config(store, parse_config(yaml.safe_dump(given), "run.yaml"))
 
 
+def test_a_field_that_a_later_version_adds_leaves_the_hash_of_a_config_as_it_was() -> None:
+    class Later(EngineConfig):
+        added: int = 7
+
+    given = changed(seed=3).model_dump(mode="json")
+    assert Later.model_validate(given).sha256 == EngineConfig.model_validate(given).sha256
+    later = Later.model_validate({**given, "added": 8})
+    assert later.sha256 != EngineConfig.model_validate(given).sha256
+
+
+def test_a_folder_and_a_list_of_the_same_path_are_other_configs() -> None:
+    folder, listed = (
+        changed(
+            sources=[{"kind": kind, "name": "photos", "path": "photos"}],
+            rounds=[{"stage": "fully_automatic", "source": "photos", "retrain": False}],
+        )
+        for kind in ("folder", "list")
+    )
+    assert folder.sha256 != listed.sha256
+
+
 def test_how_a_run_uses_its_machines_may_change(store: LocalStore) -> None:
     freeze_config(store, changed())
     other = changed(execution={"executor": "local", "workers": 7, "max_attempts": 9})

@@ -159,7 +159,9 @@ def test_a_source_is_evaluated_as_a_whole_without_a_run(run: SmallRun) -> None:
     assert evaluation == direct
 
 
-def test_small_objects_score_better_when_they_are_looked_at_twice(tmp_path: Path) -> None:
+def test_objects_score_better_when_they_are_looked_at_twice_or_made_of_superpixels(
+    tmp_path: Path,
+) -> None:
     write_still_lifes(tmp_path, 2)
     source = CocoSource(
         name="still-lifes",
@@ -167,11 +169,10 @@ def test_small_objects_score_better_when_they_are_looked_at_twice(tmp_path: Path
         annotations=str(tmp_path / "instances.json"),
         max_images=1,
     )
-    plain, zooming = (
-        evaluate_source(
-            source, "sa-tiny", Progress(Console(quiet=True)), device="cpu", zoom_in=zoom_in
-        )
-        for zoom_in in (False, True)
+    plain, zooming, snapping = (
+        evaluate_source(source, "sa-tiny", Progress(Console(quiet=True)), device="cpu", **how)
+        for how in ({}, {"zoom_in": True}, {"snap": True})
     )
-    assert plain.num_masks == zooming.num_masks == 4
+    assert plain.num_masks == zooming.num_masks == snapping.num_masks == 4
     assert zooming.miou_5_clicks > plain.miou_5_clicks
+    assert snapping.miou_1_click_oracle > plain.miou_1_click_oracle + 0.02

@@ -62,6 +62,20 @@ def test_boxes_become_locked_masks_of_the_objects_within() -> None:
         assert mask.crop_box == (0, 0, 160, 120)
 
 
+def test_prefilled_masks_may_be_made_of_superpixels() -> None:
+    plain, snapped = (
+        sorted(
+            run(KnownBoxes((RED, 0.9), (GREEN, 0.8)), SemiAutomaticConfig(snap=snap)).masks,
+            key=lambda mask: mask.bbox,
+        )
+        for snap in (False, True)
+    )
+    assert len(plain) == len(snapped) == 2
+    for rough, mask, (x0, y0, x1, y1) in zip(plain, snapped, (RED, GREEN), strict=True):
+        assert mask.segmentation != rough.segmentation
+        assert mask.bbox == pytest.approx((x0, y0, x1 - x0, y1 - y0), abs=2)
+
+
 def test_boxes_the_detector_is_unsure_of_are_not_shown_to_the_model() -> None:
     output = run(KnownBoxes((RED, 0.9), (GREEN, 0.29)))
     assert len(output.masks) == 1

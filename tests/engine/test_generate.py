@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.config import load_config
+from engine.errors import ConfigError
+from engine.generate import automatic_config, generate_masks, preset_of
+from fakes import save_tiny_sam
+from stages.fully_automatic import FullyAutomaticConfig, Preset
+from tiny_runs import sa_engine
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    pixels = np.full((240, 320, 3), (60, 110, 60), dtype=np.uint8)
+    pixels[60:180, 90:230] = (210, 180, 60)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def test_the_shipped_checkpoint_brings_its_thresholds_and_others_have_the_official_ones() -> None:
+    assert preset_of("sa-tiny") == "photographs"
+    assert preset_of("sam_vit_b_01ec64.pth") == preset_of("runs/mine/sa-tiny") == Preset.OFFICIAL
+    calibrated = automatic_config("photographs", [])
+    assert calibrated == load_config("photographs").fully_automatic
+    assert automatic_config("official", []) == FullyAutomaticConfig.preset(Preset.OFFICIAL)
+
+
+def test_fields_of_a_preset_and_of_its_filters_may_be_set() -> None:
+    config = automatic_config("demo", ["points_per_side=3", "box_nms_thresh=0.5", "snap=false"])
+    expected = load_config("demo").fully_automatic
+    filters = expected.filters.model_copy(update={"box_nms_thresh": 0.5})
+    changes = {"points_per_side": 3, "snap": False, "filters": filters}
+    assert config == expected.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting", "problem"),
+    [
+        ("papers", "snap=true", "cannot read config papers"),
+        ("paper", "snap", "expected name=value"),
+        ("paper", "snapping=true", "snapping"),
+        ("paper", "points_per_side=[", "not YAML"),
+    ],
+)
+def test_what_is_no_preset_or_no_field_is_refused(preset: str, setting: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        automatic_config(preset, [setting])
+
+
+def test_the_first_command_of_a_new_user_finds_the_object(
+    photo: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "masks"
+    settings = ["--set", "points_per_side=4", "--set", "crop_n_layers=0"]  # for its time alone
+    assert sa_engine(monkeypatch, "generate", photo, "--out", str(out), *settings) == 0
+    found = json.loads((out / "photo.json").read_text())["annotations"]
+    boxes = [annotation["bbox"] for annotation in found]
+    assert any(np.allclose(box, (90, 60, 140, 120), atol=4) for box in boxes), boxes
+    assert f"{len(found)} masks" in capsys.readouterr().out
+    assert (out / "photo.png").exists()
+
+
+def test_an_image_without_masks_is_told_with_a_way_out(photo: str, tmp_path: Path) -> None:
+    checkpoint = save_tiny_sam(str(tmp_path / "tiny"))
+    config = automatic_config("official", ["points_per_side=2", "pred_iou_thresh=100"])
+    (line,) = generate_masks([photo], checkpoint, config, tmp_path / "masks")
+    assert "0 masks; dropped: low_predicted_iou 12; a lower --set pred_iou_thresh may help" in line
