@@ -92,10 +92,11 @@ def answer_tasks(
 
     Raises:
         StorageError: something could not be written.
-        EngineError: more tasks failed than may be given up.
+        EngineError: more tasks failed than may be given up; a disk may have been away, so they are
+            open again.
     """
     failed: set[int] = set()
-    given_up = 0
+    given_up: list[int] = []
     queue.take_back(owner, round_index)  # what a killed run of ours still holds
     with _Renewals(queue, lease_seconds) as held:
         while queue.counts(round_index).left:
@@ -107,9 +108,10 @@ def answer_tasks(
                 ended = _hand_in(queue, outcome)
                 if isinstance(outcome, Failed):
                     failed.add(outcome.unit.lease.image_id)
-                    given_up += ended
-                    if given_up > max_given_up:
-                        raise too_many_given_up(given_up, outcome.unit.row, outcome.error)
+                    given_up += [outcome.unit.lease.image_id] * ended
+                    if len(given_up) > max_given_up:
+                        queue.reopen(round_index, given_up)
+                        raise too_many_given_up(len(given_up), outcome.unit.row, outcome.error)
                 if ended:
                     on_task()
 

@@ -16,7 +16,8 @@ def generate(
         str | None,
         typer.Option(
             help="paper, official, or a config whose fully_automatic is taken; without it, "
-            "photographs for the shipped checkpoint and official for others."
+            "photographs for the shipped checkpoint and what runs train from it, official for "
+            "others."
         ),
     ] = None,
     settings: Annotated[
@@ -29,10 +30,11 @@ def generate(
 
     Example: sa-engine generate photo.jpg --out masks --set pred_iou_thresh=0.3
     """
-    from engine.generate import automatic_config, generate_masks, preset_of
+    from engine.generate import generate_masks
 
-    config = automatic_config(preset or preset_of(checkpoint), settings or [])
-    for line in generate_masks(images, checkpoint, config, folder, device=device):
+    for line in generate_masks(
+        images, checkpoint, folder, preset=preset, settings=settings or [], device=device
+    ):
         out.print(line, markup=False, highlight=False)
 
 

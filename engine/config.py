@@ -92,7 +92,7 @@ class ExecutionConfig(Record):
     """Times an image may fail, alone, before it is given up."""
     max_given_up: float = Field(default=0.1, ge=0, le=1)
     """Share of a round's images (but at least three) that may be given up before the run stops;
-    of the images of an evaluation, the share that its figures may do without."""
+    of the images of an evaluation, the share (of few images: none) that figures may do without."""
 
     @property
     def device(self) -> str:
@@ -150,7 +150,8 @@ class EngineConfig(Record):
     @property
     def sha256(self) -> str:
         """Of everything that shapes the results and is not a default: a field that a later version
-        adds leaves a run's hash, and its unfinished rounds, as they were."""
+        adds leaves a run's hash, and its unfinished rounds, as they were. (A default must never
+        change, for that would change what runs do under the same hash.)"""
         content = self.model_dump(mode="json", exclude={"execution"}, exclude_defaults=True)
         content["kinds"] = [source.kind for source in self.sources]  # each kind's own default
         canonical = json.dumps(content, sort_keys=True)

@@ -62,6 +62,12 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def public_url(url: str) -> str:
+    """A database's URL as it may be printed: without its password, and without the query, which
+    may hold another."""
+    return sa.make_url(url).set(query={}).render_as_string()
+
+
 def _engine(url: str) -> sa.Engine:
     try:
         # A connection that died in the pool, with the server that it led to, is opened anew.

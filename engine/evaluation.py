@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus, CorpusConfig, CorpusRow, build_corpus
-from engine.errors import EngineError
+from engine.errors import EngineError, StorageError
 from engine.executor import Executor, Failed, LocalExecutor, run_all
 from engine.ground_truth import GroundTruth, build_ground_truth
 from engine.progress import Progress, Step
@@ -67,9 +67,8 @@ def evaluate(
     """
     scores = ClickScores()
     units = [EvaluationUnit(row, max_masks, zoom_in, snap) for row in rows]
-    for found in _results(executor, units, max_missing):
+    for found in _results(executor, units, max_missing, step):
         scores += found
-        step()
     try:
         return scores.means()
     except ValueError as error:
@@ -111,22 +110,29 @@ def evaluate_detector(
 
 
 def _results(
-    executor: Executor, units: Sequence[EvaluationUnit | RecallUnit], max_missing: float
+    executor: Executor,
+    units: Sequence[EvaluationUnit | RecallUnit],
+    max_missing: float,
+    step: Step | None = None,
 ) -> Iterator[Any]:
     """What the units gave, without those that failed: figures over few of them would compare with
     no earlier ones, so of these there may not be many."""
     missing = 0
     for outcome in run_all(executor, units):
+        if step is not None:
+            step()
         if not isinstance(outcome, Failed):
             yield outcome.result
             continue
+        if outcome.storage:
+            raise StorageError(outcome.error)
         missing += 1
         log.warning("evaluation of %s failed: %s", outcome.unit.row.uri, outcome.error)
         if missing > max_missing * len(units):
             raise EngineError(
-                f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}; so {missing} of "
-                f"{len(units)} images are missing, and of a run's at most the share "
-                "execution.max_given_up may be: mend them, or raise it"
+                f"evaluation of {outcome.unit.row.uri} failed: {outcome.error}; {missing} of "
+                f"{len(units)} images are missing so far, at most {max_missing:.0%} may be (in a "
+                "run: execution.max_given_up)"
             )
 
 

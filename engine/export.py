@@ -34,7 +34,8 @@ JPEG_QUALITY = 95
 IDS_PER_IMAGE = 1_000_000
 
 ReadImage = Callable[[ImageRecord], Pixels]
-"""Pixels in the frame of the record; raises UnreadableImageError when they cannot be had."""
+"""Pixels in the frame of the record; raises UnreadableImageError where there are none, and
+UnavailableImageError, which ends the export, where storage is away."""
 
 
 class ExportFormat(StrEnum):

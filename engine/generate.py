@@ -17,8 +17,9 @@ from engine.export import sa1b_annotations
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
 from engine.pictures import overlay, png_bytes
 from engine.store import open_store, read_uri
-from stages.base import Provenance
-from stages.filters import FilterConfig
+from model.checkpoint import Checkpoint, load_checkpoint
+from stages.base import Provenance, StageOutput
+from stages.filters import DropReason, FilterConfig
 from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig, Preset
 from stages.predictor import Image
 
@@ -26,10 +27,11 @@ CALIBRATED = "photographs"
 """The shipped config whose thresholds are those of the shipped checkpoint."""
 
 
-def preset_of(checkpoint: str) -> str:
-    """Where thresholds come from when nobody says: the IoU head of the shipped checkpoint is no
-    official one, and would drop everything by the official thresholds."""
-    return CALIBRATED if checkpoint == load_config(CALIBRATED).checkpoint else Preset.OFFICIAL
+def preset_of(checkpoint: Checkpoint) -> str:
+    """Where thresholds come from when nobody says: the IoU head of the shipped checkpoint, and of
+    those that runs have trained from it, is no official one and would drop everything."""
+    shipped = load_checkpoint(load_config(CALIBRATED).checkpoint)
+    return CALIBRATED if checkpoint.config == shipped.config else Preset.OFFICIAL
 
 
 def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConfig:
@@ -63,14 +65,20 @@ def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConf
 def generate_masks(
     images: Sequence[str],
     checkpoint: str,
-    config: FullyAutomaticConfig,
     folder: Path,
     *,
+    preset: str | None = None,
+    settings: Sequence[str] = (),
     device: str = "cpu",
 ) -> Iterator[str]:
-    """Write NAME.json and NAME.png for each image; yields a line of what happened to it."""
+    """Write NAME.json and NAME.png for each image; yields a line of what happened to it.
+
+    Args:
+        preset, settings: see `automatic_config`; without a preset, what suits the checkpoint.
+    """
     store = open_store(str(folder))
     loaded = load_run_checkpoint(store, checkpoint, device)
+    config = automatic_config(preset or preset_of(loaded), settings)
     stage = FullyAutomatic(loaded.sam, config, Provenance(round=0, checkpoint=loaded.label))
     names = _distinct([Path(uri).stem for uri in images])
     for number, uri in enumerate(images):
@@ -95,8 +103,14 @@ def generate_masks(
         picture = overlay(pixels, [mask.segmentation for mask in output.masks])
         store.replace(f"{name}.png", png_bytes(picture))
         drops = ", ".join(f"{reason} {count}" for reason, count in sorted(output.drops.items()))
-        advice = "" if output.masks else "; a lower --set pred_iou_thresh may help"
-        yield f"{uri}: {len(output.masks)} masks; dropped: {drops}{advice}"
+        yield f"{uri}: {len(output.masks)} masks; dropped: {drops}{_advice(output)}"
+
+
+def _advice(output: StageOutput) -> str:
+    unsure = output.drops.get(DropReason.LOW_PREDICTED_IOU, 0)
+    if output.masks or unsure < max(output.drops.values(), default=1):
+        return ""
+    return "; a lower --set pred_iou_thresh may help"
 
 
 def _parsed(setting: str, value: str) -> Any:

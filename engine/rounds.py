@@ -5,7 +5,6 @@ therefore no mode of its own: the same calls find the finished steps finished.
 """
 
 import logging
-import re
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +23,7 @@ from engine.config import (
 )
 from engine.context import load_run_checkpoint
 from engine.corpus import Corpus
+from engine.database import public_url
 from engine.decoders import ensure_decoder
 from engine.errors import ConfigError, CorruptFileError, EngineError
 from engine.leftovers import remove_leftovers
@@ -120,12 +120,8 @@ def _check_queue(store: Store, config: EngineConfig) -> None:
     log.warning(
         "execution.tasks_url was %s, is now %s: of an unfinished round only those answers count "
         "that have moved with it",
-        *(_without_login(url) for url in (before, now)),
+        *(public_url(url) if url else "the run's own SQLite" for url in (before, now)),
     )
-
-
-def _without_login(url: str | None) -> str:
-    return "the run's own SQLite" if url is None else re.sub(r"//[^/@]*@", "//", url)
 
 
 def _check_promotion(run: Run) -> None:
@@ -240,6 +236,10 @@ def _retrain(run: Run, index: int, parent: RoundOutcome) -> RoundOutcome:
             RetrainingJob(run.store.uri, run.config, index, parent.checkpoint, folders, path),
         )
     evaluation = evaluate_checkpoint(run, path)
+    if parent.evaluation and evaluation and not _are_of_the_same(evaluation, parent.evaluation):
+        log.warning("round %d: images went or came back; its parent is measured anew", index)
+        again = evaluate_checkpoint(run, parent.checkpoint)
+        parent = parent.model_copy(update={"evaluation": again})
     promoted = run.config.rounds[index].promote == "always" or is_better(
         evaluation, parent.evaluation
     )
@@ -252,10 +252,14 @@ def _retrain(run: Run, index: int, parent: RoundOutcome) -> RoundOutcome:
 
 
 def is_better(candidate: Evaluation | None, parent: Evaluation | None) -> bool:
-    """By held-out mIoU after one click; without figures nothing is better."""
-    if candidate is None or parent is None:
+    """By held-out mIoU after one click; without figures of the same masks nothing is better."""
+    if candidate is None or parent is None or not _are_of_the_same(candidate, parent):
         return False
     return candidate.miou_1_click > parent.miou_1_click
+
+
+def _are_of_the_same(one: Evaluation, other: Evaluation) -> bool:
+    return (one.num_images, one.num_masks) == (other.num_images, other.num_masks)
 
 
 def _unchanged(current: RoundOutcome) -> RoundOutcome:

@@ -133,7 +133,9 @@ def has_siblings(uri: str) -> bool:
         if "://" not in uri:
             return any(Path(uri).parent.iterdir())
         filesystem, path = arrow_fs.FileSystem.from_uri(uri)
-        folder = filesystem.get_file_info(path.rpartition("/")[0])
+        if isinstance(filesystem, arrow_fs.LocalFileSystem):
+            return any(Path(path).parent.iterdir())
+        folder = filesystem.get_file_info(path.rpartition("/")[0])  # in a bucket: of some key
         return bool(folder.type != arrow_fs.FileType.NotFound)
     except OSError:
         return False

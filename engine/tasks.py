@@ -290,6 +290,17 @@ class TaskQueue:
         row = self._change(lease, "fail", attempts=attempts, state=state, error=error)
         return bool(row.state == TaskState.GIVEN_UP)
 
+    def reopen(self, round_index: int, image_ids: Collection[int]) -> int:
+        """Give tasks of images that were given up all their attempts anew; returns how many."""
+        given_up = (
+            of_kind(round_index, TaskKind.ANNOTATE)
+            & (TASKS.c.state == TaskState.GIVEN_UP)
+            & TASKS.c.image_id.in_(image_ids)
+        )
+        anew = sa.update(TASKS).where(given_up).values(state=TaskState.OPEN, attempts=0, error="")
+        with self._engine.begin() as connection:
+            return int(connection.execute(anew).rowcount)
+
     def counts(self, round_index: int, kind: TaskKind = TaskKind.ANNOTATE) -> TaskCounts:
         return self.all_counts(round_index)[kind]
 

@@ -223,10 +223,13 @@ def _candidates(
     confidence = predictor.upscale.predicted_iou(of_head, stability)
     candidates = []
     for i, score in enumerate(stability):
+        if np.isnan(score):
+            drops[DropReason.EMPTY] += 1
+            continue
         if confidence[i] <= filters.pred_iou_thresh:
             drops[DropReason.LOW_PREDICTED_IOU] += 1
             continue
-        if score < filters.stability_score_thresh:  # not so where nothing is there to be stable
+        if score < filters.stability_score_thresh:
             drops[DropReason.LOW_STABILITY] += 1
             continue
         window = predictor.upscale.mask(low_res[i], threshold=MASK_THRESHOLD)

@@ -65,14 +65,16 @@ class SemiAutomatic:
     def run(self, image: Image, rng: np.random.Generator) -> StageOutput:
         """Masks that nobody needs to draw. Deterministic: the generator is not drawn from."""
         drops, filters = Drops(), self._config.filters
+        embedding = embed_batch(self._sam, [image.pixels], self._config.precision)
+        boxes = self._boxes(Predictor(self._sam, image.size_hw, embedding), drops)
+        snap = self._config.snap and len(boxes) > 0
         predictor = Predictor(
             self._sam,
             image.size_hw,
-            embed_batch(self._sam, [image.pixels], self._config.precision),
+            embedding,
             stability_offset=filters.stability_score_offset,
-            superpixels=Superpixels(image.pixels) if self._config.snap else None,
+            superpixels=Superpixels(image.pixels) if snap else None,
         )
-        boxes = self._boxes(predictor, drops)
         height, width = image.size_hw
         whole = Crop((0, 0, width, height), layer=0)
         found = confident_masks(

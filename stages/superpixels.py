@@ -30,7 +30,7 @@ SIGMA = 0.5
 MIN_SIZE = 20
 """Work frame pixels of the smallest superpixel."""
 MARGIN = 2
-"""Pixels around a mask that enlarging it looks at."""
+"""Work frame pixels around a mask that enlarging it looks at."""
 USUAL_AGREEMENT = 0.8
 """Of answers to clicks (docs/log.md): with it, a snapped mask is worth what the model says."""
 

@@ -168,11 +168,16 @@ def test_an_image_that_has_changed_is_handed_in_as_unreadable(
     assert submission.masks == ()
 
 
-def test_a_disk_that_is_away_is_a_failure_and_no_answer(run: SmallRun, queue: TaskQueue) -> None:
-    run.photos.rename(run.photos.with_name("away"))
+def test_a_disk_that_is_away_stops_the_round_and_costs_no_task(
+    run: SmallRun, queue: TaskQueue
+) -> None:
+    run.photos.rename(away := run.photos.with_name("away"))
     with pytest.raises(EngineError, match="is its disk mounted"):
         answer(run, queue, LocalExecutor(run.spec()), max_given_up=1)
     assert queue.counts(ROUND).submitted == 0
+    away.rename(run.photos)
+    answer(run, queue, LocalExecutor(run.spec()), max_given_up=1)
+    assert queue.counts(ROUND) == TaskCounts(submitted=4)
 
 
 def test_a_task_that_fails_is_tried_again_alone_and_then_given_up(

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from databases import NO_SERVER, SERVER
-from engine.database import open_database, sqlite_url
+from engine.database import open_database, public_url, sqlite_url
 from engine.errors import ConfigError, EngineError, StorageError
 
 SECRET = "hunter2"
@@ -39,6 +39,18 @@ def test_a_wrong_password_is_an_error_without_it() -> None:
     with pytest.raises(StorageError, match="password authentication failed") as refused:
         open_database(url.render_as_string(hide_password=False), TABLES)
     assert SECRET not in str(refused.value)
+
+
+def test_a_url_is_printed_without_any_password() -> None:
+    for url in (
+        "postgresql+psycopg://me:secr/et@db/tasks",
+        "postgresql://me:secret@db/tasks",
+        "postgresql://db/tasks?user=me&password=secret",
+    ):
+        printed = public_url(url)
+        assert "secr" not in printed
+        assert printed.endswith("db/tasks")
+    assert public_url("sqlite:////runs/tasks.sqlite") == "sqlite:////runs/tasks.sqlite"
 
 
 def test_a_table_of_an_earlier_version_is_refused_with_what_it_lacks(tmp_path: Path) -> None:

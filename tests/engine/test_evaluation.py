@@ -8,7 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from engine.errors import EngineError
+from engine.context import WorkerContext
+from engine.errors import EngineError, StorageError
 from engine.evaluation import (
     DetectorRecall,
     EvaluationUnit,
@@ -25,7 +26,7 @@ from engine.progress import Progress
 from engine.sources import CocoSource
 from model.detector import DetectorConfig, ObjectDetector, save_detector
 from runs import SmallRun
-from stages.evaluation import evaluate_image
+from stages.evaluation import ClickScores, evaluate_image
 from stages.predictor import Predictor
 from still_lifes import write_still_lifes
 
@@ -100,6 +101,20 @@ def test_figures_do_without_a_few_images_that_have_gone(tmp_path: Path) -> None:
     assert measure(max_missing=0.2) == (5, 5)
     with pytest.raises(EngineError, match=r"0\.png failed: .*no such file.*1 of 6 .*max_given_up"):
         measure(max_missing=0.1)
+
+
+def test_a_full_disk_is_no_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SmallRun(tmp_path, num_images=2)
+    made = EvaluationUnit.run
+
+    def failing(unit: EvaluationUnit, context: WorkerContext) -> ClickScores:
+        if unit.row.image_id == run.rows[1].image_id:
+            raise StorageError("no space left on device")
+        return made(unit, context)
+
+    monkeypatch.setattr(EvaluationUnit, "run", failing)
+    with pytest.raises(StorageError, match="no space left"):
+        evaluate(LocalExecutor(run.spec()), run.rows, max_masks=None, step=no_step, max_missing=1.0)
 
 
 def test_no_recall_is_told_of_images_that_cannot_be_read(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from engine.config import load_config
 from engine.errors import ConfigError
 from engine.generate import automatic_config, generate_masks, preset_of
 from fakes import save_tiny_sam
+from model.checkpoint import Lineage, load_checkpoint, save_checkpoint
 from stages.fully_automatic import FullyAutomaticConfig, Preset
 from tiny_runs import sa_engine
 
@@ -21,9 +22,14 @@ def photo(tmp_path: Path) -> str:
     return str(tmp_path / "photo.png")
 
 
-def test_the_shipped_checkpoint_brings_its_thresholds_and_others_have_the_official_ones() -> None:
-    assert preset_of("sa-tiny") == "photographs"
-    assert preset_of("sam_vit_b_01ec64.pth") == preset_of("runs/mine/sa-tiny") == Preset.OFFICIAL
+def test_the_shipped_checkpoint_brings_its_thresholds_and_others_have_the_official_ones(
+    tmp_path: Path,
+) -> None:
+    shipped = load_checkpoint("sa-tiny")
+    assert preset_of(shipped) == "photographs"
+    save_checkpoint(shipped.sam, tmp_path / "round-01", Lineage(parent=shipped.label, round=1))
+    assert preset_of(load_checkpoint(tmp_path / "round-01")) == "photographs"
+    assert preset_of(load_checkpoint(save_tiny_sam(str(tmp_path / "tiny")))) == Preset.OFFICIAL
     calibrated = automatic_config("photographs", [])
     assert calibrated == load_config("photographs").fully_automatic
     assert automatic_config("official", []) == FullyAutomaticConfig.preset(Preset.OFFICIAL)
@@ -67,8 +73,18 @@ def test_the_first_command_of_a_new_user_finds_the_object(
     assert (out / "photo.png").exists()
 
 
-def test_an_image_without_masks_is_told_with_a_way_out(photo: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("pred_iou_thresh=100",), "low_predicted_iou 12; a lower --set pred_iou_thresh may help"),
+        (("pred_iou_thresh=-100", "stability_score_thresh=2"), "low_stability 12"),
+    ],
+)
+def test_an_image_without_masks_is_told_with_what_may_help(
+    photo: str, tmp_path: Path, settings: tuple[str, ...], told: str
+) -> None:
     checkpoint = save_tiny_sam(str(tmp_path / "tiny"))
-    config = automatic_config("official", ["points_per_side=2", "pred_iou_thresh=100"])
-    (line,) = generate_masks([photo], checkpoint, config, tmp_path / "masks")
-    assert "0 masks; dropped: low_predicted_iou 12; a lower --set pred_iou_thresh may help" in line
+    (line,) = generate_masks(
+        [photo], checkpoint, tmp_path / "masks", settings=("points_per_side=2", *settings)
+    )
+    assert line.endswith(f"0 masks; dropped: {told}")

@@ -1,7 +1,7 @@
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,19 +229,27 @@ def test_an_image_that_has_gone_has_its_row_at_once(run: SmallRun) -> None:
     assert set(executor.tried.values()) == {1}
 
 
+@pytest.mark.parametrize("as_uris", [True, False])
 @pytest.mark.parametrize("mount_point_stays", [True, False])
 def test_a_disk_that_is_away_stops_the_run_and_loses_no_image(
-    run: SmallRun, mount_point_stays: bool
+    run: SmallRun, mount_point_stays: bool, as_uris: bool
 ) -> None:
+    units = units_of(run)
+    if as_uris:
+        for number, unit in enumerate(units):
+            uris = [Path(row.uri).absolute().as_uri() for row in unit.images]
+            named = zip(unit.images, uris, strict=True)
+            rows = tuple(row.model_copy(update={"uri": uri}) for row, uri in named)
+            units[number] = replace(unit, images=rows)
     disk = run.photo(run.rows[0]).parent
     disk.rename(away := disk.with_name("away"))
     if mount_point_stays:
         disk.mkdir()
     patience = Patience(max_attempts=2, max_given_up=len(run.rows) - 1)  # a whole shard and more
     with pytest.raises(EngineError, match="is its disk mounted"):
-        make(run, LocalExecutor(run.spec()), units_of(run), patience=patience)
+        make(run, LocalExecutor(run.spec()), units, patience=patience)
     away.rename(disk)
-    assert sorted(make(run, LocalExecutor(run.spec()), units_of(run))) == [0, 1]
+    assert sorted(make(run, LocalExecutor(run.spec()), units)) == [0, 1]
     records = records_in(run, 0) + records_in(run, 1)
     assert {record.status for record in records} == {ImageStatus.OK}
 

@@ -133,16 +133,40 @@ def test_a_worse_checkpoint_is_not_promoted_if_it_must_be_better_and_both_figure
 def test_a_better_checkpoint_is_promoted_and_an_equal_or_unknown_one_is_not() -> None:
     scores = {"miou_1_click_oracle": 0.9, "miou_3_clicks": 0.9, "miou_5_clicks": 0.9}
 
-    def evaluation(miou_1_click: float) -> Evaluation:
-        return Evaluation(
-            num_images=1, num_masks=2, miou_1_click=miou_1_click, iou_head_error=0.1, **scores
-        )
+    def evaluation(miou_1_click: float, num_images: int = 2) -> Evaluation:
+        figures = {"miou_1_click": miou_1_click, "iou_head_error": 0.1, **scores}
+        return Evaluation(num_images=num_images, num_masks=4, **figures)
 
     assert is_better(evaluation(0.51), evaluation(0.5))
     assert not is_better(evaluation(0.5), evaluation(0.5))
     assert not is_better(evaluation(float("nan")), evaluation(0.5))
     assert not is_better(evaluation(0.5), None)
     assert not is_better(None, evaluation(0.5))
+    assert not is_better(evaluation(0.51, num_images=1), evaluation(0.5))  # the harder one is gone
+
+
+def test_a_checkpoint_is_compared_with_its_parent_on_the_images_that_are_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    still = {
+        "retraining": {"training": {"learning_rate": 1e-12}},
+        "execution": {"max_given_up": 0.5},
+    }
+    rounds = [{**MANUAL, "images": 2, "promote": "if_better"}]
+    run = TinyRun(tmp_path, rounds, num_images=3, held_out=3, changes=still)
+    run.run(stage=StageName.FULLY_AUTOMATIC)  # the start is evaluated, no round is run
+    start = load_start(run.store)
+    assert start is not None
+    assert start.evaluation is not None
+    corpus = Corpus(run.store)
+    Path(corpus.rows(corpus.select(split="held_out").tolist())[0].uri).unlink()
+    with caplog.at_level("WARNING"):
+        ((_, outcome),) = run.run()
+    assert "its parent is measured anew" in caplog.text
+    assert outcome.evaluation is not None
+    assert outcome.trained_evaluation is not None
+    assert outcome.evaluation.num_images == start.evaluation.num_images - 1
+    assert outcome.evaluation.num_masks == outcome.trained_evaluation.num_masks
 
 
 def test_a_training_that_diverges_ends_in_one_line(tmp_path: Path) -> None:
