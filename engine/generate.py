@@ -17,7 +17,8 @@ from engine.export import sa1b_annotations
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
 from engine.pictures import overlay, png_bytes
 from engine.store import open_store, read_uri
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import CHECKPOINTS_DIR, CONFIG, Checkpoint, read_json
+from model.sam import SamConfig
 from stages.base import Provenance, StageOutput
 from stages.filters import DropReason, FilterConfig
 from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig, Preset
@@ -30,8 +31,9 @@ CALIBRATED = "photographs"
 def preset_of(checkpoint: Checkpoint) -> str:
     """Where thresholds come from when nobody says: the IoU head of the shipped checkpoint, and of
     those that runs have trained from it, is no official one and would drop everything."""
-    shipped = load_checkpoint(load_config(CALIBRATED).checkpoint)
-    return CALIBRATED if checkpoint.config == shipped.config else Preset.OFFICIAL
+    shipped = CHECKPOINTS_DIR / load_config(CALIBRATED).checkpoint / CONFIG
+    same = checkpoint.config == read_json(shipped, SamConfig)
+    return CALIBRATED if same else Preset.OFFICIAL
 
 
 def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConfig:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.transforms import ResizeLongestSide
 from stages.rle import Mask
-from stages.windows import Axis, Window
+from stages.windows import Axis, Window, trimmed
 
 SIDE = 512
 """Longest side of the work frame, in which the image is cut up."""
@@ -90,6 +90,11 @@ class SnappedUpscale:
     """Of a predicted IoU over what the head says."""
 
     def __init__(self, transform: ResizeLongestSide, superpixels: Superpixels) -> None:
+        if superpixels.size_hw != transform.size_hw_orig:
+            raise ValueError(
+                f"superpixels of an image of {superpixels.size_hw} pixels; expected "
+                f"{transform.size_hw_orig}"
+            )
         self._superpixels = superpixels
         self._size_hw = transform.size_hw_orig
         low_res, square = transform.image_size // 4, transform.image_size
@@ -164,10 +169,4 @@ class SnappedUpscale:
             Image.Resampling.BILINEAR,
             box=(x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y),
         )
-        inside = np.asarray(drawn) > 127
-        columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
-        if len(columns) == 0:
-            return None
-        (left, right), (top, bottom) = columns[[0, -1]], rows[[0, -1]]
-        window = np.asfortranarray(inside[top : bottom + 1, left : right + 1])
-        return Window(window, (x0 + int(left), y0 + int(top)))
+        return trimmed(np.asfortranarray(np.asarray(drawn) > 127), (x0, y0))

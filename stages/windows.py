@@ -34,6 +34,16 @@ class Window:
     """Of the top left pixel, in the frame of the image that was embedded."""
 
 
+def trimmed(mask: Mask, offset_xy: tuple[int, int]) -> Window | None:
+    """What is not empty of a mask (h, w) that lies there; None when all is."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if len(columns) == 0:
+        return None
+    (left, right), (top, bottom) = columns[[0, -1]], rows[[0, -1]]
+    found = mask[top : bottom + 1, left : right + 1]
+    return Window(found, (offset_xy[0] + int(left), offset_xy[1] + int(top)))
+
+
 class Axis:
     """Both bilinear steps along one axis."""
 
@@ -102,12 +112,7 @@ class WindowedUpscale:
         by_columns = np.empty((max(x1 - x0, 0), max(y1 - y0, 0)), dtype=bool)
         for x, strip in self._strips(low_res_mask, window):
             np.greater(strip, threshold, out=by_columns[x - x0 : x - x0 + len(strip)])
-        columns, rows = np.flatnonzero(by_columns.any(1)), np.flatnonzero(by_columns.any(0))
-        if len(columns) == 0:
-            return None
-        (left, right), (top, bottom) = columns[[0, -1]], rows[[0, -1]]
-        found = by_columns[left : right + 1, top : bottom + 1]
-        return Window(found.T, (x0 + int(left), y0 + int(top)))
+        return trimmed(by_columns.T, (x0, y0))
 
     def _windows(self, low_res_masks: Tensor, level: float) -> Iterator[tuple[int, int, int, int]]:
         """For each mask the xyxy, ends exclusive, outside of which no pixel is above the level."""

@@ -130,6 +130,11 @@ def test_all_that_one_colour_fills_is_agreed_upon_and_nothing_has_no_score() -> 
     assert worth.tolist() == pytest.approx([0.35, 0])
 
 
+def test_superpixels_of_another_image_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(40, 60\) pixels; expected \(60, 40\)"):
+        SnappedUpscale(ResizeLongestSide((60, 40), 256), Superpixels(painted((40, 60))))
+
+
 @pytest.mark.parametrize("size_hw", [(1, 1), (3, 900), (900, 3), (40, 60), (1500, 2250)])
 def test_masks_of_images_of_any_size_fill_them_where_the_answer_does(
     size_hw: tuple[int, int],
