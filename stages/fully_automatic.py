@@ -64,7 +64,7 @@ class FullyAutomaticConfig(Record):
     """Of the image encoder; bf16 is faster on processors that have it, and moves edges a little."""
     snap: bool = False
     """Make masks of superpixels (`stages/superpixels.py`), in each crop of its own. For models that
-    have seen little: better edges and a better order, for half a second a crop on a CPU."""
+    have seen little: better edges and a better order, for about a second a crop on a CPU."""
     filters: FilterConfig = FilterConfig()
 
     @staticmethod
