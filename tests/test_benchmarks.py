@@ -130,7 +130,7 @@ def test_generators_of_masks_are_compared(
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     checkpoint = save_tiny_sam(str(tmp_path / "tiny"))
     arguments = ["--images", str(tmp_path / "noise.png"), "--checkpoint", checkpoint]
-    arguments += ["--cases", "grid", "--generators", "fp32", "bf16", "--points", "2"]
+    arguments += ["--cases", "grid", "--generators", "fp32", "bf16", "--points", "6"]
     arguments += ["--pred-iou-thresh", "-9", "--stability-score-thresh", "0", "--threads", "1"]
     automatic_masks.main(arguments)
     lines = printed(capsys)
@@ -141,7 +141,7 @@ def test_generators_of_masks_are_compared(
             assert line["stages"][stage]["floor_seconds"] > 0
         seconds = {name: cost["seconds"] for name, cost in line["stages"].items()}
         assert min(seconds.values()) >= 0
-        assert sum(seconds.values()) - seconds["read"] == pytest.approx(line["seconds"], abs=0.02)
+        assert sum(seconds.values()) - seconds["read"] == pytest.approx(line["seconds"], rel=0.5)
     assert lines[1]["beside_fp32"]["agreement"]["0.5"]["found"] > 0
 
 

@@ -30,7 +30,12 @@ def test_automatic_masks_are_compared_with_regions(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--photographs", str(folder), "--checkpoint", save_tiny_sam(str(tmp_path / "sam"))]
-    loose = ["pred_iou_thresh=-9", "stability_score_thresh=0", "min_mask_region_area=0"]
+    loose = [
+        "snap=false",
+        "pred_iou_thresh=-9",
+        "stability_score_thresh=0",
+        "min_mask_region_area=0",
+    ]
     arguments += ["--max-images", "2", "--set", *loose, "points_per_side=3"]
     automatic_quality.main([*arguments, "--pictures", str(tmp_path / "pictures")])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
