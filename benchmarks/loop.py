@@ -107,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=12, help="of a round")
     parser.add_argument("--steps", type=int, default=80, help="of a retraining")
     parser.add_argument("--detector-steps", type=int, default=150)
+    parser.add_argument("--snap", action="store_true", help="answer annotators in superpixels")
     parser.add_argument("--promote", choices=["always", "if_better"], default="always")
     options = parser.parse_args(arguments)
     progress, machines = Progress(Console(stderr=True)), LocalMachines()
@@ -130,6 +131,7 @@ def loop_config(options: argparse.Namespace, seed: int) -> EngineConfig:
     fields |= {
         "seed": seed,
         "checkpoint": options.checkpoint,
+        "snap": options.snap,
         "sources": [{"kind": "coco", "name": "domain", "annotations": options.annotations}],
         "rounds": [{"stage": name.value, **common} for name in names],
     }

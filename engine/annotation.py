@@ -44,6 +44,7 @@ class AnnotationUnit:
     annotator: SimulatedAnnotatorConfig
     max_mask_seconds: float
     zoom_in: bool
+    snap: bool
     seed: int
     prefilled: tuple[str, int] | None
     """Shard and row of the image's prefilled masks; None when nothing is prefilled."""
@@ -59,7 +60,11 @@ class AnnotationUnit:
         )
         embedding = context.embedding(self.row, image)
         predictor = predictor_of(
-            context.checkpoint.sam, image.pixels, embedding, zoom_in=self.zoom_in
+            context.checkpoint.sam,
+            image.pixels,
+            embedding,
+            zoom_in=self.zoom_in,
+            snap=self.snap,
         )
         annotator = SimulatedAnnotator(self.annotator, max_mask_seconds=self.max_mask_seconds)
         return annotator.annotate(

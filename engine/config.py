@@ -114,6 +114,9 @@ class EngineConfig(Record):
     zoom_in: bool = False
     """Annotators, people or simulated, have small objects looked at twice
     (`stages/zoom_in.py`): better masks from fewer clicks, for another encoding of each."""
+    snap: bool = False
+    """Annotators, people or simulated, are answered in superpixels (`stages/superpixels.py`): far
+    fewer clicks where the model has seen little of the like. Automatic masks have their own."""
     assisted_manual: AssistedManualConfig = AssistedManualConfig()
     semi_automatic: SemiAutomaticConfig = SemiAutomaticConfig()
     fully_automatic: FullyAutomaticConfig = FullyAutomaticConfig()

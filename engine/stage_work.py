@@ -186,6 +186,7 @@ def _answer(
             annotator=config.simulated_annotator,
             max_mask_seconds=limit,
             zoom_in=config.zoom_in,
+            snap=config.snap,
             seed=config.seed,
             prefilled=None if proposals is None else (layout.shard_path(proposals, shard), row),
         )

@@ -155,7 +155,7 @@ class MaskSession:
 
 def replay(predictor: Predictor, interactions: Sequence[Interaction]) -> Mask:
     """The mask that a log leads to, asked again of the checkpoint that answered it, and in the same
-    way: where annotators zoom in, `predictor` does."""
+    way: where annotators zoom in or snap, `predictor` does."""
     session = MaskSession(predictor)
     for action in interactions:
         output = action.output or 0

@@ -73,14 +73,14 @@ class Segmentation:
             members: (A,) which superpixel an atom belongs to.
             areas: (A,) of the atoms.
         """
-        self._members = members
+        self.members = members
         shares = areas / np.bincount(members, areas)[members]
         self._means = sparse.csr_array((shares, (members, np.arange(len(members)))))
 
     def smoothed(self, values: Values) -> Values:
         """(A, N) values of the atoms, each replaced by the mean over its superpixel."""
         means: Values = self._means @ values
-        return means[self._members]
+        return means[self.members]
 
 
 class SnappedUpscale:

@@ -58,6 +58,8 @@ class Task(Record):
     max_mask_seconds: float
     zoom_in: bool
     """Small objects are looked at twice."""
+    snap: bool
+    """Masks are made of superpixels."""
     image_size: int
     embedding_shape: tuple[int, int, int]
     checkpoint: str
@@ -250,6 +252,7 @@ class Desk:
             stage=stage,
             max_mask_seconds=rules.max_mask_seconds,
             zoom_in=self.config.zoom_in,
+            snap=self.config.snap,
             image_size=decoder.image_size,
             embedding_shape=decoder.embedding_shape,
             checkpoint=mine.checkpoint,

@@ -5,7 +5,7 @@ import binascii
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Header, HTTPException, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from web.open_round import OpenRound
 routes = APIRouter(prefix="/api")
 
 MAX_POINTS = 256
+KEEP_SECONDS = 600
+"""A browser need not ask again for a crop's superpixels so soon."""
 Coordinate = Annotated[float, Field(ge=-(2**15), le=2**15)]
 """Input frame; far from where numbers end."""
 
@@ -65,6 +67,25 @@ def image(somebody: Somebody, desk: TheDesk, image_id: ImageId, _: RoundOfImage)
 def embedding(somebody: Somebody, desk: TheDesk, image_id: ImageId, mine: RoundOfImage) -> Response:
     values = desk.images.embedding(mine, image_id)
     return Response(values.astype("<f2").tobytes(), media_type="application/octet-stream")
+
+
+@routes.get("/superpixels/{image_id}")
+def superpixels(
+    somebody: Somebody,
+    desk: TheDesk,
+    image_id: ImageId,
+    _: RoundOfImage,
+    crop_xyxy: Annotated[tuple[int, int, int, int] | None, Query()] = None,
+) -> Response:
+    """Of the image, or of a crop of it: what the page makes its masks of."""
+    if not desk.config.snap:
+        raise HTTPException(404, "masks of this run are not made of superpixels: snap is off")
+    try:
+        content = desk.images.superpixels(image_id, crop_xyxy)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    headers = {"Content-Encoding": "gzip", "Cache-Control": f"private, max-age={KEEP_SECONDS}"}
+    return Response(content, headers=headers, media_type="application/octet-stream")
 
 
 @routes.get("/decoder")

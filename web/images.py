@@ -17,13 +17,17 @@ from engine.images import work_size_hw
 from engine.store import Store
 from model.transforms import ResizeLongestSide
 from stages.crops import BoxXyxy
+from stages.superpixels import SIDE, Superpixels
 from stages.zoom_in import View, carry
 from web.encoding import Embed, Seen
 from web.open_round import OpenRound
+from web.superpixels import packed
 
 JPEG_QUALITY = 92
 MAX_CROPS = 64
 """Whose embeddings are kept: an object's further clicks look at the same one."""
+MAX_CUT_UP = 256
+"""Images and crops whose superpixels are kept, some 80 kB each."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class RoundImages:
         limits, work_size = config.corpus.limits, config.work_size
         self._context = WorkerContext(WorkerSpec(store.uri, "", limits, work_size))
         self._crop_embedding = lru_cache(MAX_CROPS)(self._embed_crop)
+        self.superpixels = lru_cache(MAX_CUT_UP)(self._cut_up)
+        """(image id, crop or None) to bytes: `packed`, of the image or the crop of it."""
 
     def row(self, image_id: int) -> CorpusRow:
         return self._corpus.row(image_id)
@@ -110,14 +116,8 @@ class RoundImages:
             ImageError: the image cannot be read.
         """
         side = mine.decoder.file.image_size
-        height, width = self.size_hw(image_id)
-        x0, y0, x1, y1 = crop_xyxy
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(
-                f"crop {crop_xyxy}: expected x0, y0, x1, y1 within {width} x {height} pixels"
-            )
-        whole = View((0, 0), ResizeLongestSide((height, width), side))
-        crop = View((x0, y0), ResizeLongestSide((y1 - y0, x1 - x0), side))
+        whole = View((0, 0), ResizeLongestSide(self.size_hw(image_id), side))
+        crop = self._crop(image_id, crop_xyxy, side)
         shown = (
             None
             if mask_input is None
@@ -127,6 +127,20 @@ class RoundImages:
         masks, iou = mine.decoder.decode(embedding, point_coords, point_labels, shown)
         carried = carry(torch.from_numpy(masks), crop, whole).numpy()
         return NearAnswer(low_res_masks=masks, predicted_iou=iou, carried=carried)
+
+    def _crop(self, image_id: int, crop_xyxy: BoxXyxy, image_size: int) -> View:
+        height, width = self.size_hw(image_id)
+        x0, y0, x1, y1 = crop_xyxy
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(
+                f"crop {crop_xyxy}: expected x0, y0, x1, y1 within {width} x {height} pixels"
+            )
+        return View((x0, y0), ResizeLongestSide((y1 - y0, x1 - x0), image_size))
+
+    def _cut_up(self, image_id: int, crop_xyxy: BoxXyxy | None) -> bytes:
+        crop = None if crop_xyxy is None else self._crop(image_id, crop_xyxy, SIDE)
+        pixels = self._context.read_image(self.row(image_id)).pixels
+        return packed(Superpixels(pixels if crop is None else crop.cut(pixels)))
 
     def _embed_crop(self, checkpoint: str, image_id: int, crop: View) -> NDArray[np.float16]:
         return np.asarray(self._embed(checkpoint, Seen(self.row(image_id), crop))[0])

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import automatic_quality, click_pictures, loop, mask_ranking, seed_figure, zoom_in
+from benchmarks import (
+    annotator_aids,
+    automatic_quality,
+    click_pictures,
+    loop,
+    mask_ranking,
+    seed_figure,
+)
 from engine.scenes import write_scenes
 from fakes import save_tiny_sam
 
@@ -67,13 +74,14 @@ def test_scores_are_asked_how_well_they_rank_masks(
     assert (wrong["correlation"], wrong["auc"], wrong["good_among_best_tenth"]) == (-1, 0, 0)
 
 
-def test_annotators_draw_the_same_objects_with_a_second_look_and_without(
+def test_annotators_draw_the_same_objects_with_aids_and_without(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--photographs", str(folder), "--checkpoint", save_tiny_sam(str(tmp_path / "sam"))]
-    zoom_in.main([*arguments, "--split", "val", "--max-images", "2", "--max-objects", "2"])
+    annotator_aids.main([*arguments, "--split", "val", "--max-images", "2", "--max-objects", "2"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["zoom_in"] for line in lines] == [False, True]
+    assert [line["snap"] for line in lines] == [False, False, True, True]
+    assert [line["zoom_in"] for line in lines] == [False, True, False, True]
     for line in lines:
         assert 2 <= line["objects"] <= 4
         assert line["seconds_a_mask"] > 0

@@ -105,3 +105,11 @@ def zooming(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Two images of stage one, whose small objects are looked at twice."""
     with waiting_round(tmp_path_factory.mktemp("zooming"), STAGE_ONE, 2, zoom_in=True) as served:
         yield served
+
+
+@pytest.fixture(scope="package")
+def snapping(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WaitingRound]:
+    """Two images of stage one, whose masks are made of superpixels, small ones' of a crop's."""
+    changes: dict[str, Any] = {"zoom_in": True, "snap": True}
+    with waiting_round(tmp_path_factory.mktemp("snapping"), STAGE_ONE, 2, **changes) as served:
+        yield served

@@ -65,6 +65,7 @@ def unit_of(
         annotator=PAINTER,
         max_mask_seconds=1000,
         zoom_in=False,
+        snap=False,
         seed=7,
         prefilled=prefilled,
     )

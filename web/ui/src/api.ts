@@ -5,6 +5,7 @@ import type { DashboardFigures } from "./dashboard_figures";
 import type { Box } from "./mask";
 import type { Answer, ModelPrompt, Near } from "./prompt";
 import type { Rle } from "./rle";
+import { type Superpixels, superpixelsOf } from "./snapped_upscale";
 
 /** `review`: of what people handed in; `audit`: of automatic masks. */
 export type TaskKind = "annotate" | "review" | "audit";
@@ -55,6 +56,8 @@ export interface Task {
   max_mask_seconds: number;
   /** Small objects are looked at twice. */
   zoom_in: boolean;
+  /** Masks are made of superpixels. */
+  snap: boolean;
   image_size: number;
   embedding_shape: [number, number, number];
   checkpoint: string;
@@ -177,7 +180,7 @@ export class Api {
   }
 
   /** `prompt`: its points in the crop's input frame, its mask input in the whole image's. */
-  async zoomIn(imageId: Task["image_id"], crop: Box, prompt: ModelPrompt): Promise<Near> {
+  async zoomIn(imageId: Task["image_id"], crop: Box, prompt: ModelPrompt): Promise<Omit<Near, "superpixels">> {
     const { x0, y0, x1, y1 } = crop;
     const body = { ...question(imageId, prompt), crop_xyxy: [x0, y0, x1, y1] };
     const reply = await json<{ low_res_masks: string; predicted_iou: number[]; carried: string }>(
@@ -189,6 +192,14 @@ export class Api {
       predictedIou: reply.predicted_iou,
       carried: logitsOf(reply.carried),
     };
+  }
+
+  /** Of the image, or of a crop of it. */
+  async superpixels(imageId: Task["image_id"], crop: Box | null = null): Promise<Superpixels> {
+    const ends = crop ? [crop.x0, crop.y0, crop.x1, crop.y1] : [];
+    const which = ends.length ? `?${ends.map((end) => `crop_xyxy=${end}`).join("&")}` : "";
+    const reply = await this.send("GET", `/api/superpixels/${encodeURIComponent(imageId)}${which}`);
+    return superpixelsOf(await reply.content.arrayBuffer());
   }
 
   /** The whole answer: a line that breaks in the middle of it is a server not reached. */

@@ -13,7 +13,8 @@ import { area, type Mask, strokeMask } from "./mask";
 import { type Answer, toModel } from "./prompt";
 import type { Size } from "./rle";
 import { type Ask, MaskSession } from "./session";
-import { Upscale } from "./upscale";
+import { type Superpixels, upscaleOf } from "./snapped_upscale";
+import type { Enlarges } from "./upscale";
 import type { Voice } from "./voice";
 import { type LookCloser, ZoomIn } from "./zoom_in";
 
@@ -29,7 +30,7 @@ export class Drawing {
   busy = 0;
 
   private readonly size: Size;
-  private readonly upscale: Upscale;
+  private readonly upscale: Enlarges;
   private readonly zoomIn: ZoomIn | null;
   private turn: Promise<void> = Promise.resolve();
   private untouched: readonly unknown[] = [];
@@ -45,9 +46,10 @@ export class Drawing {
     private readonly isOpen: () => boolean,
     private readonly voice: Voice,
     lookCloser: LookCloser,
+    superpixels: Superpixels | null,
   ) {
     this.size = { width: task.width, height: task.height };
-    this.upscale = new Upscale(this.size, task.image_size);
+    this.upscale = upscaleOf(this.size, task.image_size, superpixels);
     this.zoomIn = task.zoom_in ? new ZoomIn(this.size, this.upscale, lookCloser) : null;
     this.session = this.emptySession();
     this.untouched = this.session.actions;

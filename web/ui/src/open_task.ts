@@ -7,6 +7,7 @@ import { Drawing } from "./drawing";
 import { FinishedMasks, smallestAt } from "./finished";
 import type { Point } from "./geometry";
 import type { Change } from "./saving";
+import type { Superpixels } from "./snapped_upscale";
 import type { Voice } from "./voice";
 import type { LookCloser } from "./zoom_in";
 
@@ -24,17 +25,22 @@ export class OpenTask {
   private readonly clock = new ActiveClock();
   private readonly earlierSeconds: number;
 
-  /** `image`: null when it cannot be shown. `unsaved`: changes that never reached the server. */
+  /**
+   * `image`: null when it cannot be shown. `superpixels`: null when masks are not made of them.
+   * `unsaved`: changes that never reached the server.
+   */
   constructor(
     readonly task: Task,
     readonly image: ImageBitmap | null,
+    superpixels: Superpixels | null,
     unsaved: readonly Change[],
     decoder: Pick<Decoder, "ask" | "hover" | "dropHover">,
     private readonly hooks: TaskHooks,
   ) {
     this.finished = new FinishedMasks(task, unsaved);
     this.earlierSeconds = task.kind === "annotate" ? this.finished.seconds : 0; // a reviewer's time is their own
-    this.drawing = new Drawing(task, decoder, () => this.clock.seconds(), () => this.canDraw, hooks, hooks.lookCloser);
+    const seconds = (): number => this.clock.seconds();
+    this.drawing = new Drawing(task, decoder, seconds, () => this.canDraw, hooks, hooks.lookCloser, superpixels);
   }
 
   get canDraw(): boolean {

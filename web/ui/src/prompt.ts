@@ -3,6 +3,7 @@
 import { type Point, toInput } from "./geometry";
 import type { Box } from "./mask";
 import type { Size } from "./rle";
+import type { Superpixels } from "./snapped_upscale";
 
 /** In image pixels. */
 export interface Prompt {
@@ -37,11 +38,19 @@ export interface Near {
   predictedIou: number[];
   /** The logits as they are seen in the whole image, for the next prompt. */
   carried: Float32Array;
+  /** Of the crop, where masks are made of them. */
+  superpixels: Superpixels | null;
 }
 
 /** One point is ambiguous and gets three outputs; all other prompts get the single one. */
 export function offeredChannels(prompt: Prompt): readonly number[] {
   return prompt.maskInput || prompt.box ? [0] : [1, 2, 3];
+}
+
+/** One output's logits. */
+export function channelOf({ lowResMasks }: Pick<Answer, "lowResMasks">, channel: number): Float32Array {
+  const cells = lowResMasks.length / 4;
+  return lowResMasks.slice(channel * cells, (channel + 1) * cells);
 }
 
 /** Without a box, a padding point follows the points; a box follows them as its two corners. */

@@ -9,9 +9,10 @@ import type { Point } from "./geometry";
 import { givenLogits } from "./given";
 import { emptyHistory, type History, push, redo, undo } from "./history";
 import { type Box, boxOf, EMPTY, isEmpty, type Mask, subtract, trim, union } from "./mask";
-import { type Answer, offeredChannels, type Prompt } from "./prompt";
+import { type Answer, channelOf, type Near, offeredChannels, type Prompt } from "./prompt";
 import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
-import { type Enlarged, Upscale } from "./upscale";
+import { upscaleOf } from "./snapped_upscale";
+import type { Enlarged, Enlarges } from "./upscale";
 import { fits } from "./zoom_in";
 
 interface Output {
@@ -19,7 +20,7 @@ interface Output {
   logits: Float32Array;
   predictedIou: number;
   /** Where the mask comes from, if not from those logits: a crop that was looked at more closely. */
-  near?: { logits: Float32Array; crop: Box };
+  near?: { logits: Float32Array; crop: Box; upscale: Enlarges };
 }
 
 /** What the model said to one click or box. */
@@ -61,7 +62,7 @@ export class MaskSession {
   constructor(
     readonly id: string,
     private readonly size: Size,
-    private readonly upscale: Upscale,
+    private readonly upscale: Enlarges,
     private readonly ask: Ask,
     private readonly clock: () => number,
     private readonly earlierSeconds = 0,
@@ -236,32 +237,36 @@ export class MaskSession {
   }
 
   private replyTo(answer: Answer, prompt: Prompt, output: number | null): Reply {
-    const offered = offeredChannels(prompt).map((channel) => this.outputOf(answer, channel));
+    const closer = answer.near ? this.closer(answer.near) : null;
+    const offered = offeredChannels(prompt).map((channel) => this.outputOf(answer, channel, closer));
     const best = offered.reduce((a, b) => (b.predictedIou > a.predictedIou ? b : a));
     const chosen = Math.min(output ?? offered.indexOf(best), offered.length - 1);
     return { offered, chosen, ...this.enlarge(offered[chosen]) };
   }
 
   /** As it was drawn from nearer, if it is small enough for the crop. */
-  private outputOf({ lowResMasks, predictedIou, near }: Answer, channel: number): Output {
-    const { upscale } = this;
-    const logits = upscale.channel(lowResMasks, channel);
-    if (!near || !fits(upscale.enlarge(logits).mask, near.crop)) {
-      return { logits, predictedIou: predictedIou[channel] };
+  private outputOf(answer: Answer, channel: number, closer: Enlarges | null): Output {
+    const { near } = answer;
+    const logits = channelOf(answer, channel);
+    if (!near || !closer || !fits(this.upscale.enlarge(logits).mask, near.crop)) {
+      return { logits, predictedIou: this.upscale.predictedIou(answer.predictedIou[channel], logits) };
     }
+    const nearLogits = channelOf(near, channel);
     return {
-      logits: upscale.channel(near.carried, channel),
-      predictedIou: near.predictedIou[channel],
-      near: { logits: upscale.channel(near.lowResMasks, channel), crop: near.crop },
+      logits: channelOf({ lowResMasks: near.carried }, channel),
+      predictedIou: closer.predictedIou(near.predictedIou[channel], nearLogits),
+      near: { logits: nearLogits, crop: near.crop, upscale: closer },
     };
+  }
+
+  private closer({ crop: { x0, y0, x1, y1 }, superpixels }: Near): Enlarges {
+    return upscaleOf({ width: x1 - x0, height: y1 - y0 }, 4 * this.upscale.side, superpixels);
   }
 
   private enlarge({ logits, near }: Output): Enlarged {
     if (!near) return this.upscale.enlarge(logits);
-    const { x0, y0, x1, y1 } = near.crop;
-    const closer = new Upscale({ width: x1 - x0, height: y1 - y0 }, 4 * this.upscale.side);
-    const { mask, stabilityScore } = closer.enlarge(near.logits);
-    return { mask: { ...mask, x: mask.x + x0, y: mask.y + y0 }, stabilityScore };
+    const { mask, stabilityScore } = near.upscale.enlarge(near.logits);
+    return { mask: { ...mask, x: mask.x + near.crop.x0, y: mask.y + near.crop.y0 }, stabilityScore };
   }
 
   private logged(action: Action): Interaction {

@@ -7,14 +7,18 @@
 
 import { type Api, type Progress, Refused, type Task, type TaskKind } from "./api";
 import type { TaskLocks } from "./locks";
+import type { Superpixels } from "./snapped_upscale";
 
 export interface HeldTask {
   readonly task: Task;
   readonly image: Promise<ImageBitmap>;
+  /** Null where masks are not made of them. */
+  readonly superpixels: Promise<Superpixels | null>;
 }
 
 export interface SupplyHooks {
   image(task: Task): Promise<ImageBitmap>;
+  superpixels(task: Task): Promise<Superpixels | null>;
   /** The decoder may fetch what it needs. */
   prepare(task: Task): void;
   /** The lease is no longer good. */
@@ -99,8 +103,9 @@ export class TaskSupply {
     const task = await this.locks.claim((holding) => this.server.claim(this.kind, holding, ahead));
     if (!task) return null;
     const image = this.hooks.image(task);
-    image.catch(() => {}); // whoever opens the task is told
-    const held = { task, image };
+    const superpixels = this.hooks.superpixels(task);
+    for (const fetching of [image, superpixels]) fetching.catch(() => {}); // whoever opens the task is told
+    const held = { task, image, superpixels };
     this.held.set(task.task_id, held);
     this.hooks.prepare(task);
     this.renewIn((task.expires_in * 1000) / 3, task);

@@ -12,11 +12,19 @@ import type { Size } from "./rle";
 
 export interface Enlarged {
   mask: Mask;
-  /** IoU of the mask cut at +offset and at -offset; 0 where both are empty. */
   stabilityScore: number;
 }
 
-interface Axis {
+/** Low-resolution logits (side, side) to masks of an image. */
+export interface Enlarges {
+  readonly side: number;
+  /** The mask of the logits above 0. */
+  enlarge(logits: Float32Array): Enlarged;
+  /** What that mask is worth, by what the model says of its own. */
+  predictedIou(ofHead: number, logits: Float32Array): number;
+}
+
+export interface Axis {
   /** Weights of each pixel. */
   taps: number;
   /** Per pixel: the first cell that it reads. */
@@ -27,10 +35,9 @@ interface Axis {
   cells: number;
 }
 
-export class Upscale {
+export class Upscale implements Enlarges {
   private readonly rows: Axis;
   private readonly columns: Axis;
-  /** Of the low-resolution logits. */
   readonly side: number;
 
   constructor(size: Size, imageSize: number) {
@@ -40,12 +47,11 @@ export class Upscale {
     this.columns = axisOf(this.side, imageSize, input.width, size.width);
   }
 
-  /** One output's logits of all that the decoder answers. */
-  channel(lowResMasks: Float32Array, channel: number): Float32Array {
-    return lowResMasks.slice(channel * this.side ** 2, (channel + 1) * this.side ** 2);
+  predictedIou(ofHead: number): number {
+    return ofHead;
   }
 
-  /** The mask of (side, side) logits above 0. */
+  /** The stability score is the IoU of the mask cut at +offset and at -offset; 0 where both are empty. */
   enlarge(logits: Float32Array, offset = 1): Enlarged {
     const { rows, columns, side } = this;
     let [top, bottom, left, right] = [rows.cells, -1, columns.cells, -1];
@@ -96,7 +102,7 @@ export class Upscale {
 }
 
 /** [start, stop) of the pixels that read any of these cells. */
-function pixelsReading(axis: Axis, firstCell: number, lastCell: number): [number, number] {
+export function pixelsReading(axis: Axis, firstCell: number, lastCell: number): [number, number] {
   const count = axis.first.length;
   let start = 0;
   while (start < count && lastRead(axis, start) < firstCell) start++;
@@ -112,7 +118,7 @@ function lastRead(axis: Axis, pixel: number): number {
 }
 
 /** Both bilinear steps along one axis. */
-function axisOf(lowRes: number, padded: number, input: number, original: number): Axis {
+export function axisOf(lowRes: number, padded: number, input: number, original: number): Axis {
   const toSquare = bilinear(lowRes, padded);
   const toImage = bilinear(input, original);
   const rows = Array.from({ length: original }, (_, pixel) => {

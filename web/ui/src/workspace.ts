@@ -12,7 +12,9 @@ import { type BackendName, Decoder } from "./decoder";
 import type { Point } from "./geometry";
 import { HandIns } from "./hand_ins";
 import { TaskLocks } from "./locks";
+import type { Box } from "./mask";
 import { OpenTask } from "./open_task";
+import type { ModelPrompt, Near } from "./prompt";
 import { Sleeper, untilReached } from "./retry";
 import type { Size } from "./rle";
 import { type Change, SaveQueue, sendChange } from "./saving";
@@ -65,6 +67,7 @@ export class Workspace {
     );
     this.supply = new TaskSupply(api, kind, new TaskLocks(me.run, navigator.locks), {
       image: (task) => this.untilReached(async () => createImageBitmap(await api.image(task.image_id))),
+      superpixels: async (task) => (task.snap ? this.untilReached(() => api.superpixels(task.image_id)) : null),
       prepare: (task) => this.decoder.prepare(task),
       lost: (taskId) => this.passedOn(taskId),
     });
@@ -209,7 +212,7 @@ export class Workspace {
   }
 
   /** False when the task has passed on meanwhile. */
-  private async open({ task, image }: HeldTask): Promise<boolean> {
+  private async open({ task, image, superpixels }: HeldTask): Promise<boolean> {
     this.decoder.open(task);
     this.saves.hold(task);
     const unsaved = this.saves.of(task.task_id); // now: it is on its way to the server
@@ -218,12 +221,16 @@ export class Workspace {
       trouble = `The image cannot be shown (${textOf(error)}): skip it with Ctrl+Space.`;
       return null;
     });
+    const cutUp = await superpixels.catch((error) => {
+      trouble ||= `Masks will not follow the edges of this image: ${textOf(error)}`;
+      return null;
+    });
     if (!this.saves.holds(task.task_id)) {
       shown?.close();
       return false;
     }
-    const open = new OpenTask(task, shown, unsaved, this.decoder, {
-      lookCloser: (crop, prompt) => this.api.zoomIn(task.image_id, crop, prompt),
+    const open = new OpenTask(task, shown, cutUp, unsaved, this.decoder, {
+      lookCloser: (crop, prompt) => this.lookCloser(task, crop, prompt),
       say: (message, isAlarm) => this.voice.say(message, isAlarm),
       changed: () => this.voice.changed(),
       save: (change) => this.saves.add(task.task_id, change),
@@ -234,6 +241,15 @@ export class Workspace {
     if (this.tools.tool === "select") this.tools.take("click");
     this.voice.say(trouble || open.greeting(), trouble !== "");
     return true;
+  }
+
+  /** The browser keeps a crop's superpixels, so later clicks on the object ask for none. */
+  private async lookCloser({ image_id, snap }: Task, crop: Box, prompt: ModelPrompt): Promise<Near> {
+    const [near, superpixels] = await Promise.all([
+      this.api.zoomIn(image_id, crop, prompt),
+      snap ? this.api.superpixels(image_id, crop) : null,
+    ]);
+    return { ...near, superpixels };
   }
 
   /** Another image on the desk, or none; the one before is let go of. */

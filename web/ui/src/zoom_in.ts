@@ -5,9 +5,9 @@
 
 import { type Point, cropAround } from "./geometry";
 import { type Box, shareWithin } from "./mask";
-import { type Answer, type ModelPrompt, type Near, offeredChannels, type Prompt, toModel } from "./prompt";
+import { type Answer, channelOf, type ModelPrompt, type Near, offeredChannels, type Prompt, toModel } from "./prompt";
 import type { Size } from "./rle";
-import type { Upscale } from "./upscale";
+import type { Enlarges } from "./upscale";
 
 /** Asks the server: the prompt in the crop's input frame, its mask input in the whole image's. */
 export type LookCloser = (crop: Box, prompt: ModelPrompt) => Promise<Near>;
@@ -20,7 +20,7 @@ const NEAR_MILLISECONDS = 5_000;
 export class ZoomIn {
   constructor(
     private readonly size: Size,
-    private readonly upscale: Upscale,
+    private readonly upscale: Enlarges,
     private readonly lookCloser: LookCloser,
   ) {}
 
@@ -29,7 +29,7 @@ export class ZoomIn {
     const crop = cropAround(centreOf(prompt), this.size);
     if (!placesOf(prompt).every((place) => holds(crop, place))) return far;
     const { upscale } = this;
-    const isSmall = (channel: number): boolean => fits(upscale.enlarge(upscale.channel(far.lowResMasks, channel)).mask, crop);
+    const isSmall = (channel: number): boolean => fits(upscale.enlarge(channelOf(far, channel)).mask, crop);
     if (!offeredChannels(prompt).some(isSmall)) return far;
     const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
     const asked = toModel(within(prompt, crop), size, 4 * upscale.side);

@@ -45,7 +45,7 @@ beforeEach(() => {
     hover: async () => null,
     dropHover: () => {},
   };
-  open = new OpenTask(TASK, {} as ImageBitmap, [], decoder, {
+  open = new OpenTask(TASK, {} as ImageBitmap, null, [], decoder, {
     say: (message) => void (said = message),
     changed: () => {},
     save: (change) => void saved.push(change),

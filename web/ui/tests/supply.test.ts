@@ -30,6 +30,7 @@ function desk(count: number) {
   };
   const hooks = {
     image: async ({ task_id }: Task) => ({ close: () => void closed.push(task_id) }) as ImageBitmap,
+    superpixels: async () => null,
     prepare: ({ task_id }: Task): void => void log.push(`prepare ${task_id}`),
     lost: (taskId: Task["task_id"]): void => void log.push(`lost ${taskId}`),
   };

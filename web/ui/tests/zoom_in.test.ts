@@ -30,7 +30,7 @@ let asked: { crop: Box; prompt: ModelPrompt }[];
 let prompts: Prompt[];
 
 function near(crop: Box): Near {
-  return { crop, lowResMasks: squares(6, 6, 6, 6), predictedIou: [0.91, 0.92, 0.93, 0.94], carried: squares(2, 2, 2, 2) };
+  return { crop, lowResMasks: squares(6, 6, 6, 6), predictedIou: [0.91, 0.92, 0.93, 0.94], carried: squares(2, 2, 2, 2), superpixels: null };
 }
 
 function begin(look: (crop: Box) => Promise<Near> = async (crop) => near(crop)): MaskSession {

@@ -1,13 +1,15 @@
-"""What a second look at small objects saves an annotator, and what it costs.
+"""What superpixels and a second look at small objects save an annotator, and what they cost.
 
-    python -m benchmarks.zoom_in --photographs bsds --split val --max-images 12 --max-objects 12
+    python -m benchmarks.annotator_aids --photographs bsds --split val --max-images 12
 
-The simulated annotator draws the same objects of held-out images twice, with `zoom_in` and without.
-One line of JSON for each: seconds of its clock, clicks and brush strokes a mask, how well the model
-answered without the brush, how many masks it threw away, and what a mask cost this machine.
+The simulated annotator draws the same objects of held-out images four times, with `snap` and with
+`zoom_in` and without. One line of JSON for each: seconds of its clock, clicks and brush strokes a
+mask, how well the model answered without the brush, how many masks it threw away, and what a mask
+cost this machine.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -71,13 +73,18 @@ def main(arguments: list[str] | None = None) -> None:
     config = SimulatedAnnotatorConfig(
         target_iou=options.target_iou, max_objects=options.max_objects, min_object_area=MIN_AREA
     )
-    for zoom_in in (False, True):
-        sums = measure(sam, images[: options.max_images], config, zoom_in=zoom_in)
-        print(json.dumps({"zoom_in": zoom_in, **sums.line()}))
+    for snap, zoom_in in itertools.product((False, True), repeat=2):
+        sums = measure(sam, images[: options.max_images], config, zoom_in=zoom_in, snap=snap)
+        print(json.dumps({"snap": snap, "zoom_in": zoom_in, **sums.line()}), flush=True)
 
 
 def measure(
-    sam: Sam, images: Sequence[LabelledImage], config: SimulatedAnnotatorConfig, *, zoom_in: bool
+    sam: Sam,
+    images: Sequence[LabelledImage],
+    config: SimulatedAnnotatorConfig,
+    *,
+    zoom_in: bool,
+    snap: bool,
 ) -> Sums:
     sums = Sums()
     annotator = SimulatedAnnotator(config, max_mask_seconds=1000.0)
@@ -85,8 +92,9 @@ def measure(
         with Image.open(image.path) as file:
             pixels = np.asarray(file.convert("RGB"))
         truths = [decode_rle(rle) for rle in image.rles]
-        predictor = predictor_of(sam, pixels, embed(sam, pixels), zoom_in=zoom_in)
+        embedding = embed(sam, pixels)
         began = time.monotonic()
+        predictor = predictor_of(sam, pixels, embedding, zoom_in=zoom_in, snap=snap)
         submission = annotator.annotate(
             predictor,
             truths,

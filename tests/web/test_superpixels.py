@@ -1,0 +1,88 @@
+"""Superpixels, as the page asks for them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from engine.context import WorkerContext, WorkerSpec
+from offices import HEADER, PEOPLE, SIDE, Office, claim, leave, on, open_office
+from stages.predictor import Pixels
+from stages.superpixels import SCALES, Superpixels
+from tiny_runs import MANUAL, TinyRun
+
+
+@pytest.fixture
+def snapping(tmp_path: Path, tasks_url: str | None) -> Iterator[Office]:
+    """Two images, whose masks are made of superpixels."""
+    rounds = [MANUAL | PEOPLE | {"retrain": False}]
+    opened = open_office(TinyRun(tmp_path, rounds, 2, changes=on(tasks_url) | {"snap": True}))
+    yield opened
+    leave(opened)
+
+
+def pixels_of(office: Office, task: dict[str, Any]) -> Pixels:
+    context = WorkerContext(WorkerSpec(office.run.store.uri, ""))
+    return context.read_image(office.desk.images.row(task["image_id"])).pixels
+
+
+@pytest.mark.parametrize("crop", [None, (10, 20, 31, 41), (0, 0, SIDE, 1)])
+def test_the_page_has_the_engines_own(
+    snapping: Office, crop: tuple[int, int, int, int] | None
+) -> None:
+    client = snapping.client()
+    task = claim(client)
+    assert task["snap"]
+    url = f"/api/superpixels/{task['image_id']}"
+    answer = client.get(url, params=None if crop is None else {"crop_xyxy": list(crop)})
+    assert answer.status_code == 200
+    height, width, num_atoms, num_segmentations, *rest = np.frombuffer(answer.content, "<u4")
+    pixels = pixels_of(snapping, task)
+    if crop is not None:
+        pixels = pixels[crop[1] : crop[3], crop[0] : crop[2]]
+    expected = Superpixels(np.ascontiguousarray(pixels))
+    assert (height, width) == expected.atoms.shape
+    assert (num_atoms, num_segmentations) == (len(expected.areas), len(SCALES))
+    assert rest[: height * width] == expected.atoms.ravel().tolist()
+    members = np.reshape(rest[height * width :], (num_segmentations, num_atoms))
+    for mine, one in zip(members, expected.segmentations, strict=True):
+        assert np.array_equal(mine, one.members)
+
+
+def test_an_image_is_cut_up_once_however_many_ask(snapping: Office) -> None:
+    client, images = snapping.client(), snapping.desk.images
+    url = f"/api/superpixels/{claim(client)['image_id']}"
+    answers = [client.get(url) for _ in range(3)]
+    assert {answer.content for answer in answers} == {answers[0].content}
+    assert images.superpixels.cache_info().misses == 1
+    assert "private" in answers[0].headers["Cache-Control"]
+
+
+def test_a_crop_that_is_none_of_the_image_is_refused(snapping: Office) -> None:
+    client = snapping.client()
+    url = f"/api/superpixels/{claim(client)['image_id']}"
+    for crop in ([9, 9, 9, 20], [-1, 0, 20, 20], [0, 0, 20, SIDE + 1], [9, 9, 3, 20]):
+        refused = client.get(url, params={"crop_xyxy": crop})
+        assert refused.status_code == 422
+        assert f"within {SIDE} x {SIDE} pixels" in refused.json()["detail"]
+    for wrong in ([1, 2, 3], [1, 2, 3, 4, 5], ["a", "b", "c", "d"]):
+        assert client.get(url, params={"crop_xyxy": wrong}).status_code == 422
+
+
+def test_only_who_has_signed_in_gets_any_and_only_of_images_of_the_round(snapping: Office) -> None:
+    client = snapping.client()
+    url = f"/api/superpixels/{claim(client)['image_id']}"
+    assert TestClient(snapping.app, headers=HEADER).get(url).status_code == 401
+    assert client.get("/api/superpixels/7").status_code == 404
+
+
+def test_where_masks_are_not_made_of_superpixels_there_are_none(office: Office) -> None:
+    client = office.client()
+    task = claim(client)
+    assert not task["snap"]
+    refused = client.get(f"/api/superpixels/{task['image_id']}")
+    assert refused.status_code == 404
+    assert "snap is off" in refused.json()["detail"]

@@ -1,0 +1,206 @@
+/**
+ * Masks whose edges are those of the image: the model's logits to masks made of superpixels, as
+ * stages/superpixels.py has it. The server cuts the image up; what lies in the same superpixel every
+ * time is one atom.
+ */
+
+import { inputSize } from "./geometry";
+import { EMPTY, type Mask, trim } from "./mask";
+import type { Size } from "./rle";
+import { type Axis, axisOf, type Enlarged, type Enlarges, pixelsReading, Upscale } from "./upscale";
+
+/** An image or a crop cut up several times, in a frame of its own. */
+export interface Superpixels extends Size {
+  /** Which atom a pixel belongs to, rows first. */
+  atoms: Uint32Array;
+  /** Of each segmentation: which superpixel an atom belongs to. */
+  segmentations: Uint32Array[];
+}
+
+/** Agreement of the segmentations at which a mask is worth what the model says. */
+const USUAL_AGREEMENT = 0.8;
+
+/** Masks of an image or crop, made of its superpixels where it has some. */
+export function upscaleOf(size: Size, imageSize: number, superpixels: Superpixels | null): Enlarges {
+  return superpixels ? new SnappedUpscale(size, imageSize, superpixels) : new Upscale(size, imageSize);
+}
+
+/** The server's packed bytes: height, width, atoms, segmentations; then all of them, each four bytes. */
+export function superpixelsOf(packed: ArrayBuffer): Superpixels {
+  const [height, width, count, number] = new Uint32Array(packed, 0, 4);
+  const values = new Uint32Array(packed, 16);
+  const pixels = height * width;
+  if (values.length !== pixels + number * count) throw new Error("superpixels that were cut short");
+  return {
+    height,
+    width,
+    atoms: values.subarray(0, pixels),
+    segmentations: Array.from({ length: number }, (_, at) =>
+      values.subarray(pixels + at * count, pixels + (at + 1) * count),
+    ),
+  };
+}
+
+class Segmentation {
+  private readonly areas: Float64Array;
+
+  constructor(
+    private readonly members: Uint32Array,
+    private readonly areasOfAtoms: Float64Array,
+  ) {
+    this.areas = new Float64Array(members.reduce((most, member) => Math.max(most, member), 0) + 1);
+    members.forEach((member, atom) => (this.areas[member] += areasOfAtoms[atom]));
+  }
+
+  /** Values of the atoms, each replaced by the mean over its superpixel. */
+  smoothed(values: Float64Array): Float64Array {
+    const { members, areas, areasOfAtoms } = this;
+    const sums = new Float64Array(areas.length);
+    members.forEach((member, atom) => (sums[member] += values[atom] * areasOfAtoms[atom]));
+    return Float64Array.from(members, (member) => sums[member] / areas[member]);
+  }
+}
+
+class SnappedUpscale implements Enlarges {
+  readonly side: number;
+  /** From cells to the frame of the superpixels, and from there to the image. */
+  private readonly rows: Axis;
+  private readonly columns: Axis;
+  private readonly toImage: { rows: Axis; columns: Axis };
+  private readonly areas: Float64Array;
+  private readonly segmentations: Segmentation[];
+
+  constructor(
+    size: Size,
+    imageSize: number,
+    private readonly superpixels: Superpixels,
+  ) {
+    const input = inputSize(size, imageSize);
+    this.side = imageSize / 4;
+    this.rows = axisOf(this.side, imageSize, input.height, superpixels.height);
+    this.columns = axisOf(this.side, imageSize, input.width, superpixels.width);
+    this.toImage = {
+      rows: resampling(superpixels.height, size.height),
+      columns: resampling(superpixels.width, size.width),
+    };
+    this.areas = new Float64Array(superpixels.segmentations[0].length);
+    for (const atom of superpixels.atoms) this.areas[atom]++;
+    this.segmentations = superpixels.segmentations.map((members) => new Segmentation(members, this.areas));
+  }
+
+  /** The stability score is the agreement of the segmentations: of each one's mask with that of all, as IoU. */
+  enlarge(logits: Float32Array): Enlarged {
+    const { together, agreement } = this.inAtoms(logits);
+    return { mask: this.inImage(together), stabilityScore: agreement };
+  }
+
+  predictedIou(ofHead: number, logits: Float32Array): number {
+    return (ofHead * this.inAtoms(logits).agreement) / USUAL_AGREEMENT;
+  }
+
+  private inAtoms(logits: Float32Array): { together: Uint8Array; agreement: number } {
+    const { areas, segmentations } = this;
+    const means = this.meansOfAtoms(logits);
+    const levels = segmentations.map((segmentation) => segmentation.smoothed(means));
+    const together = Uint8Array.from(means, (_, atom) => Number(levels.reduce((sum, level) => sum + level[atom], 0) > 0));
+    let agreement = 0;
+    for (const level of levels) {
+      let [shared, either] = [0, 0];
+      for (let atom = 0; atom < together.length; atom++) {
+        const isAlone = level[atom] > 0;
+        if (together[atom] && isAlone) shared += areas[atom];
+        if (together[atom] || isAlone) either += areas[atom];
+      }
+      agreement += shared / Math.max(either, 1) / levels.length;
+    }
+    return { together, agreement };
+  }
+
+  /** Of the model's probabilities over one half, enlarged bilinearly. */
+  private meansOfAtoms(logits: Float32Array): Float64Array {
+    const { rows, columns, side, areas } = this;
+    const { atoms, width, height } = this.superpixels;
+    const chances = Float64Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)) - 0.5);
+    const line = new Float64Array(columns.cells + columns.taps);
+    const sums = new Float64Array(areas.length);
+    for (let y = 0; y < height; y++) {
+      line.fill(0);
+      for (let tap = 0; tap < rows.taps; tap++) {
+        const weight = rows.weights[y * rows.taps + tap];
+        const from = (rows.first[y] + tap) * side;
+        if (weight) for (let cell = 0; cell < columns.cells; cell++) line[cell] += weight * chances[from + cell];
+      }
+      for (let x = 0; x < width; x++) {
+        const first = columns.first[x];
+        let value = 0;
+        for (let tap = 0; tap < columns.taps; tap++) value += columns.weights[x * columns.taps + tap] * line[first + tap];
+        sums[atoms[y * width + x]] += value;
+      }
+    }
+    return sums.map((sum, atom) => sum / areas[atom]);
+  }
+
+  /** Columns first and then rows, each rounded to 8 bits: as Pillow resizes, and so the engine. */
+  private inImage(together: Uint8Array): Mask {
+    const { rows, columns } = this.toImage;
+    const { atoms, width, height } = this.superpixels;
+    const drawn = atoms.map((atom) => 255 * together[atom]);
+    let [top, bottom, left, right] = [height, -1, width, -1];
+    drawn.forEach((value, at) => {
+      if (!value) return;
+      const [x, y] = [at % width, Math.floor(at / width)];
+      if (y < top) top = y;
+      bottom = y;
+      if (x < left) left = x;
+      if (x > right) right = x;
+    });
+    if (bottom < 0) return EMPTY;
+    const [x0, x1] = pixelsReading(columns, left, right);
+    const [y0, y1] = pixelsReading(rows, top, bottom);
+    const across = x1 - x0;
+    const wide = new Uint8Array(across * height);
+    for (let y = top; y <= bottom; y++) {
+      for (let x = x0; x < x1; x++) {
+        wide[y * across + x - x0] = Math.round(weighted(columns, x, drawn, y * width, 1));
+      }
+    }
+    const bits = new Uint8Array(across * (y1 - y0));
+    for (let y = y0; y < y1; y++) {
+      for (let x = 0; x < across; x++) {
+        bits[(y - y0) * across + x] = Number(Math.round(weighted(rows, y, wide, x, across)) > 127);
+      }
+    }
+    return trim({ x: x0, y: y0, width: across, height: y1 - y0, bits });
+  }
+}
+
+/** What one pixel reads of values that lie from `start` on, `step` apart. */
+function weighted({ first, taps, weights }: Axis, pixel: number, values: ArrayLike<number>, start: number, step: number): number {
+  let sum = 0;
+  for (let tap = 0; tap < taps; tap++) {
+    const weight = weights[pixel * taps + tap];
+    if (weight) sum += weight * values[start + (first[pixel] + tap) * step];
+  }
+  return sum;
+}
+
+/** Along one axis: a triangle around each pixel, as wide as the pixels are that it looks at. */
+function resampling(sizeIn: number, sizeOut: number): Axis {
+  const scale = sizeIn / sizeOut;
+  const reach = Math.max(1, scale);
+  const taps = 2 * Math.ceil(reach) + 1;
+  const first = new Int32Array(sizeOut);
+  const weights = new Float32Array(sizeOut * taps);
+  for (let pixel = 0; pixel < sizeOut; pixel++) {
+    const centre = (pixel + 0.5) * scale;
+    const start = Math.max(0, Math.floor(centre - reach + 0.5));
+    const stop = Math.min(sizeIn, Math.floor(centre + reach + 0.5));
+    const row = Array.from({ length: stop - start }, (_, tap) =>
+      Math.max(0, 1 - Math.abs(start + tap + 0.5 - centre) / reach),
+    );
+    const sum = row.reduce((total, weight) => total + weight, 0);
+    first[pixel] = start;
+    weights.set(row.map((weight) => weight / sum), pixel * taps);
+  }
+  return { taps, first, weights, cells: sizeIn };
+}
