@@ -141,7 +141,8 @@ def test_generators_of_masks_are_compared(
             assert line["stages"][stage]["floor_seconds"] > 0
         seconds = {name: cost["seconds"] for name, cost in line["stages"].items()}
         assert min(seconds.values()) >= 0
-        assert sum(seconds.values()) - seconds["read"] == pytest.approx(line["seconds"], rel=0.5)
+        told = sum(seconds.values()) - seconds["read"]
+        assert line["seconds"] / 5 < told < line["seconds"] * 5  # two runs of a machine with others
     assert lines[1]["beside_fp32"]["agreement"]["0.5"]["found"] > 0
 
 

@@ -121,7 +121,10 @@ class WaitingRound:
         return self.office.desk.queue.counts(self.index)
 
     def begin_anew(self) -> None:
-        """Every task of the round is open again and empty."""
+        """Every task of the round is open again and empty, and nobody is signed in: a page of
+        before may still ask for one."""
+        for account in self.office.accounts.all():
+            self.office.accounts.remove(account.name)
         fresh = {"state": TaskState.OPEN, "token": "", "owner": "", "note": ""}
         reviews = (TASKS.c.round == self.index) & (TASKS.c.kind != TaskKind.ANNOTATE)
         with self._database.begin() as connection:
