@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(call without_node,the annotation page is left out)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 	$(call without_node,the annotation page and the tests of it in a browser are left out)
 
 lint: $(VENV)/installed-dev

@@ -30,16 +30,6 @@ settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes may share the suite (`-n 2 --dist loadgroup`): what shares a costly fixture
-    stays in one of them, and so does all that starts Ray, of which a machine bears one."""
-    for item in items:
-        package = item.path.parent
-        shared = package if (package / "__init__.py").exists() else item.path
-        group = "ray" if item.get_closest_marker("ray") else str(shared)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 _WITHOUT_SERVER = pytest.mark.skip(reason=NO_SERVER) if SERVER not in os.environ else ()
 
 

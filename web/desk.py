@@ -83,6 +83,7 @@ class Desk:
         self.progress = RoundProgress(self.queue, self.rounds)
 
     def close(self) -> None:
+        self.images.close()
         self.queue.close()
 
     # Tasks and their leases

@@ -1,5 +1,6 @@
 """Images, their embeddings, and the decoder that answers clicks: in the page, or here for it."""
 
+import asyncio
 import base64
 import binascii
 from typing import Annotated, Any
@@ -16,8 +17,6 @@ from web.open_round import OpenRound
 routes = APIRouter(prefix="/api")
 
 MAX_POINTS = 256
-KEEP_SECONDS = 600
-"""A browser need not ask again for a crop's superpixels so soon."""
 Coordinate = Annotated[float, Field(ge=-(2**15), le=2**15)]
 """Input frame; far from where numbers end."""
 
@@ -70,7 +69,7 @@ def embedding(somebody: Somebody, desk: TheDesk, image_id: ImageId, mine: RoundO
 
 
 @routes.get("/superpixels/{image_id}")
-def superpixels(
+async def superpixels(
     somebody: Somebody,
     desk: TheDesk,
     image_id: ImageId,
@@ -81,10 +80,11 @@ def superpixels(
     if not desk.config.snap:
         raise HTTPException(404, "masks of this run are not made of superpixels: snap is off")
     try:
-        content = desk.images.superpixels(image_id, crop_xyxy)
+        being_made = await asyncio.to_thread(desk.images.superpixels, image_id, crop_xyxy)
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
-    headers = {"Content-Encoding": "gzip", "Cache-Control": f"private, max-age={KEEP_SECONDS}"}
+    content = await asyncio.shield(asyncio.wrap_future(being_made))  # others may wait for it, too
+    headers = {"Content-Encoding": "gzip"}
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 

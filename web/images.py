@@ -1,6 +1,7 @@
 """The images that people work on: their pixels, their embeddings, and answers to clicks on them."""
 
 import io
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,13 +22,13 @@ from stages.superpixels import SIDE, Superpixels
 from stages.zoom_in import View, carry
 from web.encoding import Embed, Seen
 from web.open_round import OpenRound
-from web.superpixels import packed
+from web.superpixels import WORKERS, Kept, packed
 
 JPEG_QUALITY = 92
 MAX_CROPS = 64
 """Whose embeddings are kept: an object's further clicks look at the same one."""
-MAX_CUT_UP = 256
-"""Images and crops whose superpixels are kept, some 80 kB each."""
+MAX_CUT_UP = 128
+"""Images, and as many crops, whose superpixels are kept, some 80 kB each."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,12 @@ class RoundImages:
         limits, work_size = config.corpus.limits, config.work_size
         self._context = WorkerContext(WorkerSpec(store.uri, "", limits, work_size))
         self._crop_embedding = lru_cache(MAX_CROPS)(self._embed_crop)
-        self.superpixels = lru_cache(MAX_CUT_UP)(self._cut_up)
-        """(image id, crop or None) to bytes: `packed`, of the image or the crop of it."""
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="superpixels")
+        self._of_images = Kept(self._cut_up, MAX_CUT_UP, self._pool)
+        self._of_crops = Kept(self._cut_up, MAX_CUT_UP, self._pool)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def row(self, image_id: int) -> CorpusRow:
         return self._corpus.row(image_id)
@@ -137,8 +142,18 @@ class RoundImages:
             )
         return View((x0, y0), ResizeLongestSide((y1 - y0, x1 - x0), image_size))
 
-    def _cut_up(self, image_id: int, crop_xyxy: BoxXyxy | None) -> bytes:
-        crop = None if crop_xyxy is None else self._crop(image_id, crop_xyxy, SIDE)
+    def superpixels(self, image_id: int, crop_xyxy: BoxXyxy | None) -> Future[bytes]:
+        """`packed`, of the image or of a crop of it; fails as `jpeg` raises.
+
+        Raises:
+            ValueError: the crop is empty, or does not lie in the image.
+        """
+        if crop_xyxy is None:
+            return self._of_images((image_id, None))
+        return self._of_crops((image_id, self._crop(image_id, crop_xyxy, SIDE)))
+
+    def _cut_up(self, key: tuple[int, View | None]) -> bytes:
+        image_id, crop = key
         pixels = self._context.read_image(self.row(image_id)).pixels
         return packed(Superpixels(pixels if crop is None else crop.cut(pixels)))
 

@@ -1,6 +1,12 @@
 """Superpixels on their way to a page, which makes its masks of them."""
 
 import gzip
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -8,6 +14,10 @@ from stages.superpixels import Superpixels
 
 LEVEL = 6
 """Of the compression: a photograph's are some 80 kB, in 20 ms."""
+WORKERS = max(1, (os.cpu_count() or 1) // 2)
+"""Images cut up at a time, each a second of a core; the others wait, and hold nothing meanwhile."""
+
+Key = TypeVar("Key")
 
 
 def packed(superpixels: Superpixels) -> bytes:
@@ -18,3 +28,22 @@ def packed(superpixels: Superpixels) -> bytes:
         [(*atoms.shape, len(superpixels.areas), len(members)), atoms.ravel(), *members]
     )
     return gzip.compress(values.astype("<u4").tobytes(), LEVEL, mtime=0)
+
+
+class Kept(Generic[Key]):
+    """What was made last, made once however many ask for it; failures are not kept."""
+
+    def __init__(self, make: Callable[[Key], bytes], most: int, pool: ThreadPoolExecutor) -> None:
+        self._make, self._most, self._pool = make, most, pool
+        self._made: OrderedDict[Key, Future[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, key: Key) -> Future[bytes]:
+        with self._lock:
+            made = self._made.get(key)
+            if made is None or (made.done() and made.exception() is not None):
+                made = self._made[key] = self._pool.submit(self._make, key)
+            self._made.move_to_end(key)
+            while len(self._made) > self._most:
+                self._made.popitem(last=False)
+            return made

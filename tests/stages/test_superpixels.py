@@ -1,3 +1,7 @@
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +13,18 @@ from model.transforms import ResizeLongestSide
 from stages.filters import mask_box
 from stages.predictor import Pixels, Predictor, embed
 from stages.prompts import mask_iou
-from stages.rle import Mask
-from stages.superpixels import SCALES, SIDE, USUAL_AGREEMENT, SnappedUpscale, Superpixels
+from stages.rle import Mask, encode_rle
+from stages.superpixels import (
+    SCALES,
+    SIDE,
+    USUAL_AGREEMENT,
+    Segmentation,
+    SnappedUpscale,
+    Superpixels,
+)
 from stages.zoom_in import predictor_of
 
+PAGE_GOLDEN = Path(__file__).parents[2] / "web/ui/tests/snapped_upscale.golden.json"
 SIZE_HW = (320, 512)
 BOX = rectangle(SIZE_HW, 70, 130, 215, 330)
 
@@ -128,6 +140,42 @@ def test_all_that_one_colour_fills_is_agreed_upon_and_nothing_has_no_score() -> 
     head = np.array([0.7, 0.6], dtype=np.float32)
     worth = upscale.predicted_iou(head, np.array([USUAL_AGREEMENT / 2, np.nan]))
     assert worth.tolist() == pytest.approx([0.35, 0])
+
+
+def tiles(size_hw: tuple[int, int]) -> Superpixels:
+    """As `tiles` in web/ui/tests/snapped_upscale.test.ts: each alone, three in a row, two in a
+    column."""
+    height, width = ResizeLongestSide(size_hw, SIDE).size_hw_input
+    y, x = np.indices((height, width))
+    across = width // 7 + 1
+    superpixels = Superpixels.__new__(Superpixels)
+    superpixels.size_hw = size_hw
+    superpixels.atoms = y // 9 * across + x // 7
+    superpixels.areas = np.bincount(superpixels.atoms.ravel()).astype(np.float64)
+    each = np.arange(len(superpixels.areas))
+    superpixels.segmentations = tuple(
+        Segmentation(members, superpixels.areas)
+        for members in (each, each // 3, each % across + each // across // 2 * across)
+    )
+    return superpixels
+
+
+@pytest.mark.parametrize("expected", json.loads(PAGE_GOLDEN.read_text()), ids=lambda e: e["logits"])
+def test_the_page_is_tested_against_masks_made_here(expected: dict[str, Any]) -> None:
+    size_hw, image_size = (expected["height"], expected["width"]), expected["imageSize"]
+    upscale = SnappedUpscale(ResizeLongestSide(size_hw, image_size), tiles(size_hw))
+    side = image_size // 4
+    i, j = np.indices((side, side))
+    logits = {
+        "waves": 3 * (np.sin(i * 0.9 + 0.3) * np.cos(j * 0.7) + 0.4 * np.sin(i * j * 0.31)) - 1.2,
+        "blob": side / 5 - np.hypot(i - side * 0.3, j - side * 0.4),
+    }[expected["logits"]]
+    answer = torch.from_numpy(logits.astype(np.float32))
+    assert encode_rle(drawn(upscale, answer, size_hw)).counts == expected["counts"]
+    stability = upscale.stability(answer[None], threshold=0.0, offset=1.0)
+    assert stability.tolist() == pytest.approx([expected["stability"]])
+    worth = upscale.predicted_iou(np.array([0.7], np.float32), stability)
+    assert worth.tolist() == pytest.approx([expected["predictedIou"]])
 
 
 def test_superpixels_of_another_image_are_refused() -> None:

@@ -1,6 +1,9 @@
 """Superpixels, as the page asks for them."""
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from engine.context import WorkerContext, WorkerSpec
+from engine.corpus import CorpusRow
+from engine.errors import UnreadableImageError
 from offices import HEADER, PEOPLE, SIDE, Office, claim, leave, on, open_office
 from stages.predictor import Pixels
 from stages.superpixels import SCALES, Superpixels
 from tiny_runs import MANUAL, TinyRun
+from web.superpixels import Kept
 
 
 @pytest.fixture
@@ -22,6 +28,13 @@ def snapping(tmp_path: Path, tasks_url: str | None) -> Iterator[Office]:
     opened = open_office(TinyRun(tmp_path, rounds, 2, changes=on(tasks_url) | {"snap": True}))
     yield opened
     leave(opened)
+
+
+def until(happened: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def pixels_of(office: Office, task: dict[str, Any]) -> Pixels:
@@ -52,13 +65,58 @@ def test_the_page_has_the_engines_own(
         assert np.array_equal(mine, one.members)
 
 
-def test_an_image_is_cut_up_once_however_many_ask(snapping: Office) -> None:
-    client, images = snapping.client(), snapping.desk.images
+def test_an_image_is_cut_up_once_however_many_ask_at_a_time(
+    snapping: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, made = snapping.client(), []
+    begun = threading.Event()
+
+    def slow(pixels: Pixels) -> Superpixels:
+        made.append(pixels.shape)
+        begun.wait(10)
+        return Superpixels(pixels)
+
+    monkeypatch.setattr("web.images.Superpixels", slow)
     url = f"/api/superpixels/{claim(client)['image_id']}"
-    answers = [client.get(url) for _ in range(3)]
-    assert {answer.content for answer in answers} == {answers[0].content}
-    assert images.superpixels.cache_info().misses == 1
-    assert "private" in answers[0].headers["Cache-Control"]
+    with ThreadPoolExecutor(5) as people:
+        asked = [people.submit(client.get, url) for _ in range(5)]
+        until(lambda: made)
+        begun.set()
+        answers = {answer.result().content for answer in asked}
+    answers.add(client.get(url).content)
+    assert (len(answers), made) == (1, [(SIDE, SIDE, 3)])
+
+
+def test_what_is_made_is_kept_and_what_failed_is_made_again() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> bytes:
+        made.append(number)
+        if made.count(number) == 1 and number == 0:
+            raise OSError("away")
+        return bytes([number])
+
+    with ThreadPoolExecutor(1) as pool:
+        kept = Kept(make, 2, pool)
+        with pytest.raises(OSError, match="away"):
+            kept(0).result()
+        assert [kept(number).result() for number in (0, 1, 0, 2, 0, 1)] == [
+            bytes([number]) for number in (0, 1, 0, 2, 0, 1)
+        ]
+    assert made == [0, 0, 1, 2, 1]  # 1 was asked for longest ago when 2 came
+
+
+def test_a_page_is_told_that_an_image_cannot_be_read(
+    snapping: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = snapping.client()
+
+    def gone(self: WorkerContext, row: CorpusRow) -> None:
+        raise UnreadableImageError("missing", f"{row.uri} is gone")
+
+    monkeypatch.setattr(WorkerContext, "read_image", gone)
+    refused = client.get(f"/api/superpixels/{claim(client)['image_id']}")
+    assert (refused.status_code, "is gone" in refused.json()["detail"]) == (410, True)
 
 
 def test_a_crop_that_is_none_of_the_image_is_refused(snapping: Office) -> None:

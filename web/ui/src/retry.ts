@@ -27,18 +27,19 @@ export class Sleeper {
   }
 }
 
-/** Repeats a request until it is answered; errors that waiting cannot mend are thrown. */
+/** Repeats a request until it is answered, or has been tried so often; errors that waiting cannot mend are thrown. */
 export async function untilReached<Result>(
   request: () => Promise<Result>,
   sleep: (milliseconds: number) => Promise<void>,
   say: (trouble: string) => void,
+  tries = Infinity,
 ): Promise<Result> {
-  for (let delay = FIRST_DELAY; ; delay = Math.min(2 * delay, LONGEST_DELAY)) {
+  for (let [delay, left] = [FIRST_DELAY, tries - 1]; ; delay = Math.min(2 * delay, LONGEST_DELAY), left--) {
     try {
       return await request();
     } catch (error) {
       const isSignedOut = error instanceof Refused && error.status === 401;
-      if (!(error instanceof Unreached || isSignedOut)) throw error;
+      if (left <= 0 || !(error instanceof Unreached || isSignedOut)) throw error;
       say(isSignedOut ? "Signed out." : `The server does not answer; trying again. (${error.message})`);
       await sleep(isSignedOut ? SIGN_IN_MILLISECONDS : delay);
     }

@@ -11,7 +11,7 @@ import { emptyHistory, type History, push, redo, undo } from "./history";
 import { type Box, boxOf, EMPTY, isEmpty, type Mask, subtract, trim, union } from "./mask";
 import { type Answer, channelOf, type Near, offeredChannels, type Prompt } from "./prompt";
 import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
-import { upscaleOf } from "./snapped_upscale";
+import { type Superpixels, upscaleOf } from "./snapped_upscale";
 import type { Enlarged, Enlarges } from "./upscale";
 import { fits } from "./zoom_in";
 
@@ -53,6 +53,7 @@ export class MaskSession {
   private history: History<Action> = emptyHistory();
   private given: Reply | null = null;
   private marked: number;
+  private lastCloser: { size: Size; superpixels: Superpixels | null; upscale: Enlarges } | null = null;
   private readonly began: number;
 
   /**
@@ -259,8 +260,14 @@ export class MaskSession {
     };
   }
 
-  private closer({ crop: { x0, y0, x1, y1 }, superpixels }: Near): Enlarges {
-    return upscaleOf({ width: x1 - x0, height: y1 - y0 }, 4 * this.upscale.side, superpixels);
+  /** For as long as the crop stays the same. */
+  private closer({ crop, superpixels }: Near): Enlarges {
+    const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
+    const last = this.lastCloser;
+    if (last && last.superpixels === superpixels && sameSize(last.size, size)) return last.upscale;
+    const upscale = upscaleOf(size, 4 * this.upscale.side, superpixels);
+    this.lastCloser = { size, superpixels, upscale };
+    return upscale;
   }
 
   private enlarge({ logits, near }: Output): Enlarged {
@@ -307,6 +314,10 @@ function withStrokes(mask: Mask, actions: readonly Pick<Action, "stroke" | "labe
     if (stroke) result = label ? union(result, stroke) : subtract(result, stroke);
   }
   return trim(result);
+}
+
+function sameSize(a: Size, b: Size): boolean {
+  return a.width === b.width && a.height === b.height;
 }
 
 function rounded(seconds: number): number {

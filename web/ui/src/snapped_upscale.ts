@@ -55,14 +55,24 @@ class Segmentation {
   /** Values of the atoms, each replaced by the mean over its superpixel. */
   smoothed(values: Float64Array): Float64Array {
     const { members, areas, areasOfAtoms } = this;
-    const sums = new Float64Array(areas.length);
-    members.forEach((member, atom) => (sums[member] += values[atom] * areasOfAtoms[atom]));
-    return Float64Array.from(members, (member) => sums[member] / areas[member]);
+    const means = new Float64Array(areas.length);
+    for (let atom = 0; atom < members.length; atom++) means[members[atom]] += values[atom] * areasOfAtoms[atom];
+    for (let member = 0; member < means.length; member++) means[member] /= areas[member];
+    const smoothed = new Float64Array(members.length);
+    for (let atom = 0; atom < members.length; atom++) smoothed[atom] = means[members[atom]];
+    return smoothed;
   }
+}
+
+interface InAtoms {
+  /** Of each atom: whether it is mask. */
+  together: Uint8Array;
+  agreement: number;
 }
 
 class SnappedUpscale implements Enlarges {
   readonly side: number;
+  private readonly found = new WeakMap<Float32Array, InAtoms>();
   /** From cells to the frame of the superpixels, and from there to the image. */
   private readonly rows: Axis;
   private readonly columns: Axis;
@@ -98,11 +108,23 @@ class SnappedUpscale implements Enlarges {
     return (ofHead * this.inAtoms(logits).agreement) / USUAL_AGREEMENT;
   }
 
-  private inAtoms(logits: Float32Array): { together: Uint8Array; agreement: number } {
+  /** Found once for each answer: its worth is asked for, and then its mask. */
+  private inAtoms(logits: Float32Array): InAtoms {
+    let found = this.found.get(logits);
+    if (!found) this.found.set(logits, (found = this.find(logits)));
+    return found;
+  }
+
+  private find(logits: Float32Array): InAtoms {
     const { areas, segmentations } = this;
     const means = this.meansOfAtoms(logits);
     const levels = segmentations.map((segmentation) => segmentation.smoothed(means));
-    const together = Uint8Array.from(means, (_, atom) => Number(levels.reduce((sum, level) => sum + level[atom], 0) > 0));
+    const together = new Uint8Array(means.length);
+    for (let atom = 0; atom < together.length; atom++) {
+      let sum = 0;
+      for (const level of levels) sum += level[atom];
+      together[atom] = Number(sum > 0);
+    }
     let agreement = 0;
     for (const level of levels) {
       let [shared, either] = [0, 0];
@@ -120,7 +142,8 @@ class SnappedUpscale implements Enlarges {
   private meansOfAtoms(logits: Float32Array): Float64Array {
     const { rows, columns, side, areas } = this;
     const { atoms, width, height } = this.superpixels;
-    const chances = Float64Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)) - 0.5);
+    const chances = new Float64Array(logits.length);
+    for (let cell = 0; cell < chances.length; cell++) chances[cell] = 1 / (1 + Math.exp(-logits[cell])) - 0.5;
     const line = new Float64Array(columns.cells + columns.taps);
     const sums = new Float64Array(areas.length);
     for (let y = 0; y < height; y++) {
@@ -137,23 +160,26 @@ class SnappedUpscale implements Enlarges {
         sums[atoms[y * width + x]] += value;
       }
     }
-    return sums.map((sum, atom) => sum / areas[atom]);
+    for (let atom = 0; atom < sums.length; atom++) sums[atom] /= areas[atom];
+    return sums;
   }
 
   /** Columns first and then rows, each rounded to 8 bits: as Pillow resizes, and so the engine. */
   private inImage(together: Uint8Array): Mask {
     const { rows, columns } = this.toImage;
     const { atoms, width, height } = this.superpixels;
-    const drawn = atoms.map((atom) => 255 * together[atom]);
+    const drawn = new Uint8Array(atoms.length);
     let [top, bottom, left, right] = [height, -1, width, -1];
-    drawn.forEach((value, at) => {
-      if (!value) return;
-      const [x, y] = [at % width, Math.floor(at / width)];
-      if (y < top) top = y;
-      bottom = y;
-      if (x < left) left = x;
-      if (x > right) right = x;
-    });
+    for (let y = 0, at = 0; y < height; y++) {
+      for (let x = 0; x < width; x++, at++) {
+        if (!together[atoms[at]]) continue;
+        drawn[at] = 255;
+        if (y < top) top = y;
+        bottom = y;
+        if (x < left) left = x;
+        if (x > right) right = x;
+      }
+    }
     if (bottom < 0) return EMPTY;
     const [x0, x1] = pixelsReading(columns, left, right);
     const [y0, y1] = pixelsReading(rows, top, bottom);

@@ -18,6 +18,7 @@ import type { ModelPrompt, Near } from "./prompt";
 import { Sleeper, untilReached } from "./retry";
 import type { Size } from "./rle";
 import { type Change, SaveQueue, sendChange } from "./saving";
+import type { Superpixels } from "./snapped_upscale";
 import { type HeldTask, TaskSupply } from "./supply";
 import { type Tool, Tools } from "./tools";
 import { PageVoice } from "./voice";
@@ -44,6 +45,7 @@ export class Workspace {
   private lastInput = performance.now();
   private readonly sleeper = new Sleeper();
   private stopped = false;
+  private near: { key: string; superpixels: Promise<Superpixels> } | null = null;
 
   constructor(
     private readonly api: Api,
@@ -67,7 +69,7 @@ export class Workspace {
     );
     this.supply = new TaskSupply(api, kind, new TaskLocks(me.run, navigator.locks), {
       image: (task) => this.untilReached(async () => createImageBitmap(await api.image(task.image_id))),
-      superpixels: async (task) => (task.snap ? this.untilReached(() => api.superpixels(task.image_id)) : null),
+      superpixels: async (task) => (task.snap ? this.superpixelsOf(task) : null),
       prepare: (task) => this.decoder.prepare(task),
       lost: (taskId) => this.passedOn(taskId),
     });
@@ -243,13 +245,31 @@ export class Workspace {
     return true;
   }
 
-  /** The browser keeps a crop's superpixels, so later clicks on the object ask for none. */
+  /** Nobody waits for ever for what only makes masks better. */
+  private superpixelsOf(task: Task): Promise<Superpixels> {
+    const ask = (): Promise<Superpixels> => this.api.superpixels(task.image_id);
+    return untilReached(ask, (milliseconds) => this.sleeper.sleep(milliseconds), () => {}, 3);
+  }
+
   private async lookCloser({ image_id, snap }: Task, crop: Box, prompt: ModelPrompt): Promise<Near> {
     const [near, superpixels] = await Promise.all([
       this.api.zoomIn(image_id, crop, prompt),
-      snap ? this.api.superpixels(image_id, crop) : null,
+      snap ? this.superpixelsNear(image_id, crop) : null,
     ]);
     return { ...near, superpixels };
+  }
+
+  /** The last crop's are kept: most often the next click is for the same object. */
+  private superpixelsNear(imageId: Task["image_id"], crop: Box): Promise<Superpixels> {
+    const key = JSON.stringify([imageId, crop]);
+    if (this.near?.key !== key) {
+      const superpixels = this.api.superpixels(imageId, crop);
+      const near = (this.near = { key, superpixels });
+      superpixels.catch(() => {
+        if (this.near === near) this.near = null; // the next click asks again
+      });
+    }
+    return this.near.superpixels;
   }
 
   /** Another image on the desk, or none; the one before is let go of. */

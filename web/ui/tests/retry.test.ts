@@ -25,6 +25,13 @@ test("an error that waiting cannot mend is thrown at once", async () => {
   expect(sleep).not.toHaveBeenCalled();
 });
 
+test("what one can do without is asked for so often, and no more", async () => {
+  const ask = vi.fn(async () => Promise.reject(new Unreached("down")));
+  const sleep = vi.fn(async () => {});
+  await expect(untilReached(ask, sleep, () => {}, 3)).rejects.toThrow("down");
+  expect([ask.mock.calls.length, sleep.mock.calls.length]).toEqual([3, 2]);
+});
+
 test("whoever sleeps can be woken", async () => {
   const sleeper = new Sleeper();
   const sleeping = [sleeper.sleep(60_000), sleeper.sleep(60_000)];
