@@ -13,7 +13,8 @@ demo: $(VENV)/installed
 	$(call without_node,the annotation page is left out)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not ray"
+	$(VENV)/bin/python -m pytest -m ray
 	$(call without_node,the annotation page and the tests of it in a browser are left out)
 
 lint: $(VENV)/installed-dev
