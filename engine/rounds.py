@@ -252,10 +252,19 @@ def _retrain(run: Run, index: int, parent: RoundOutcome) -> RoundOutcome:
 
 
 def is_better(candidate: Evaluation | None, parent: Evaluation | None) -> bool:
-    """By held-out mIoU after one click; without figures of the same masks nothing is better."""
+    """By held-out mIoU after one click, if what is won there is not lost by the third or the fifth.
+
+    Without figures of the same masks nothing is better.
+    """
     if candidate is None or parent is None or not _are_of_the_same(candidate, parent):
         return False
-    return candidate.miou_1_click > parent.miou_1_click
+    first = candidate.miou_1_click > parent.miou_1_click
+    return first and _over_clicks(candidate) > _over_clicks(parent)
+
+
+def _over_clicks(evaluation: Evaluation) -> float:
+    clicks = (evaluation.miou_1_click, evaluation.miou_3_clicks, evaluation.miou_5_clicks)
+    return sum(clicks) / len(clicks)
 
 
 def _are_of_the_same(one: Evaluation, other: Evaluation) -> bool:

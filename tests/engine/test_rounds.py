@@ -131,15 +131,19 @@ def test_a_worse_checkpoint_is_not_promoted_if_it_must_be_better_and_both_figure
 
 
 def test_a_better_checkpoint_is_promoted_and_an_equal_or_unknown_one_is_not() -> None:
-    scores = {"miou_1_click_oracle": 0.9, "miou_3_clicks": 0.9, "miou_5_clicks": 0.9}
-
-    def evaluation(miou_1_click: float, num_images: int = 2) -> Evaluation:
-        figures = {"miou_1_click": miou_1_click, "iou_head_error": 0.1, **scores}
-        return Evaluation(num_images=num_images, num_masks=4, **figures)
+    def evaluation(
+        miou_1_click: float, num_images: int = 2, three: float = 0.9, five: float = 0.9
+    ) -> Evaluation:
+        figures = {"miou_1_click": miou_1_click, "miou_3_clicks": three, "miou_5_clicks": five}
+        others = {"miou_1_click_oracle": 0.9, "iou_head_error": 0.1}
+        return Evaluation(num_images=num_images, num_masks=4, **figures, **others)
 
     assert is_better(evaluation(0.51), evaluation(0.5))
     assert not is_better(evaluation(0.5), evaluation(0.5))
     assert not is_better(evaluation(float("nan")), evaluation(0.5))
+    assert not is_better(evaluation(0.51, three=0.88), evaluation(0.5))  # lost by the third click
+    assert is_better(evaluation(0.53, three=0.88), evaluation(0.5))
+    assert not is_better(evaluation(0.49, three=0.95, five=0.95), evaluation(0.5))
     assert not is_better(evaluation(0.5), None)
     assert not is_better(None, evaluation(0.5))
     assert not is_better(evaluation(0.51, num_images=1), evaluation(0.5))  # the harder one is gone
