@@ -19,7 +19,8 @@ from engine.stats import Stats
 from engine.store import Store
 from stages.records import ImageRecord, Record, StageName
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: interactions say whether they were snapped and zoomed in. Shards of 1 are read as before."""
 ROWS_PER_GROUP = 16
 """Small, so that training reads one image's masks without its neighbours'."""
 _FOOTER_KEY = b"sa_engine"
@@ -36,6 +37,8 @@ _INTERACTION = pa.struct(
         ("predicted_iou", pa.float64()),
         ("answer", _RLE),
         ("stroke", _RLE),
+        ("snapped", pa.bool_()),
+        ("zoomed_in", pa.bool_()),
     ]
 )
 _MASK = pa.struct(

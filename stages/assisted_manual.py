@@ -42,7 +42,8 @@ class MaskSession:
         self.interactions: list[Interaction] = []
         self.seconds = 0.0
         """Active time so far; waiting between actions is for the caller to add."""
-        self._predictor = predictor
+        self.predictor = predictor
+        """Who is asked next."""
         self._points: list[Point] = []
         self._labels: list[int] = []
         self._box: tuple[float, float, float, float] | None = None
@@ -111,7 +112,7 @@ class MaskSession:
     ) -> Answer:
         """One point is ambiguous and gets three outputs; all later prompts get the single one."""
         previous = self._answer
-        answer = self._predictor.predict(
+        answer = self.predictor.predict(
             tuple(self._points),
             tuple(self._labels),
             box_xyxy=self._box,
@@ -121,7 +122,15 @@ class MaskSession:
         self._chosen = choose(answer) if len(answer.masks) > 1 else 0
         self._answer = answer
         self.mask = self._with_strokes(answer.masks[self._chosen])
-        self._log(kind, coords, label, seconds, predicted_iou=answer.predicted_iou[self._chosen])
+        self._log(
+            kind,
+            coords,
+            label,
+            seconds,
+            predicted_iou=answer.predicted_iou[self._chosen],
+            snapped=answer.snapped,
+            zoomed_in=answer.zoomed_in,
+        )
         return answer
 
     def _with_strokes(self, mask: Mask) -> Mask:
@@ -135,6 +144,8 @@ class MaskSession:
         seconds: float,
         predicted_iou: float | None,
         stroke: Rle | None = None,
+        snapped: bool | None = None,
+        zoomed_in: bool | None = None,
     ) -> None:
         self.seconds += seconds
         self.interactions.append(
@@ -148,16 +159,24 @@ class MaskSession:
                     "predicted_iou": predicted_iou,
                     "answer": encode_rle(self.mask),
                     "stroke": stroke,
+                    "snapped": snapped,
+                    "zoomed_in": zoomed_in,
                 }
             )
         )
 
 
-def replay(predictor: Predictor, interactions: Sequence[Interaction]) -> Mask:
-    """The mask that a log leads to, asked again of the checkpoint that answered it, and in the same
-    way: where annotators zoom in or snap, `predictor` does."""
-    session = MaskSession(predictor)
+def replay(asked: Callable[[Interaction], Predictor], interactions: Sequence[Interaction]) -> Mask:
+    """The mask that a log leads to.
+
+    Args:
+        asked: who answers an action again, with the checkpoint that answered it: of an image
+            `predictors_of_log` (`stages/zoom_in.py`).
+        interactions: at least one.
+    """
+    session = MaskSession(asked(interactions[0]))
     for action in interactions:
+        session.predictor = asked(action)
         output = action.output or 0
         if action.kind == "point":
             x, y = action.coords

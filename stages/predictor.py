@@ -49,6 +49,10 @@ class Answer:
     stability_score: tuple[float, ...]
     low_res_masks: Tensor
     """(M, S/4, S/4) logits."""
+    snapped: bool = False
+    """The masks are made of superpixels."""
+    zoomed_in: bool = False
+    """There was a second look, at a crop."""
 
     @property
     def best(self) -> int:
@@ -84,6 +88,7 @@ class Predictor:
             if superpixels is None
             else SnappedUpscale(self.transform, superpixels)
         )
+        self._snaps = superpixels is not None
         self._stability_offset = stability_offset
 
     def predict(
@@ -128,6 +133,7 @@ class Predictor:
             predicted_iou=tuple(self.upscale.predicted_iou(of_head, stability).tolist()),
             stability_score=tuple(np.nan_to_num(stability).tolist()),
             low_res_masks=low_res,
+            snapped=self._snaps,
         )
 
     def _draw(self, low_res_mask: Tensor) -> Mask:

@@ -74,6 +74,11 @@ class Interaction(Record):
     """The mask after this action."""
     stroke: Rle | None = None
     """Every pixel a brush went over, whether it changed or not; None for the model's answers."""
+    snapped: bool | None = None
+    """Whether the answer was laid on superpixels (`stages/superpixels.py`); None after a brush, and
+    in logs that do not say."""
+    zoomed_in: bool | None = None
+    """Whether there was a second look at a crop (`stages/zoom_in.py`); None as above."""
 
 
 class MaskRecord(Record):

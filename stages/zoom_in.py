@@ -6,7 +6,9 @@ to the model enlarged. Here the model is asked in the whole image first, and an 
 into the crop is drawn again there. It costs a second encoding for each such object.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from model.sam import Sam
 from model.transforms import ResizeLongestSide
 from stages.predictor import Answer, Pixels, Predictor, embed
 from stages.prompts import Point
+from stages.records import Interaction
 from stages.rle import Mask
 from stages.superpixels import Superpixels
 
@@ -164,6 +167,19 @@ def predictor_of(
     return Predictor(sam, size_hw, embedding, superpixels=superpixels)
 
 
+def predictors_of_log(
+    sam: Sam, pixels: Pixels, embedding: Tensor
+) -> Callable[[Interaction], Predictor]:
+    """Who answers an action again as it was answered: with a second look or without, with
+    superpixels or without. Where a log does not say, without."""
+
+    @cache
+    def made(zoom_in: bool, snap: bool) -> Predictor:
+        return predictor_of(sam, pixels, embedding, zoom_in=zoom_in, snap=snap)
+
+    return lambda action: made(bool(action.zoomed_in), bool(action.snapped))
+
+
 def _centre(points: tuple[Point, ...], box_xyxy: BoxXyxy | None) -> Point:
     """Of the object, as far as its first prompt tells."""
     if box_xyxy is None:
@@ -206,4 +222,6 @@ def _merged(far: Answer, near: Answer, fits: list[bool], view: View, whole: View
             carry(near.low_res_masks, view, whole),
             far.low_res_masks,
         ),
+        snapped=far.snapped,
+        zoomed_in=True,
     )

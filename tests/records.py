@@ -65,6 +65,8 @@ def full_record() -> ImageRecord:
             seconds=1.5,
             predicted_iou=1.0625,
             answer=RLE,
+            snapped=True,
+            zoomed_in=False,
         ),
         Interaction(
             kind="box",
@@ -74,6 +76,8 @@ def full_record() -> ImageRecord:
             seconds=3.0,
             predicted_iou=0.5,
             answer=RLE,
+            snapped=False,
+            zoomed_in=True,
         ),
         Interaction(
             kind="brush",

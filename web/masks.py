@@ -92,7 +92,8 @@ def _action_faults(action: Interaction, size_hw: tuple[int, int]) -> Iterator[st
     elif not all(0 <= at <= side for at, side in zip(action.coords, sides, strict=False)):
         yield f"coords {action.coords} beyond the image"
     asked_model = action.output is not None and action.predicted_iou is not None
-    asked_none = action.output is None and action.predicted_iou is None
+    of_model = (action.output, action.predicted_iou, action.snapped, action.zoomed_in)
+    asked_none = all(value is None for value in of_model)
     if action.kind == "brush" and not (asked_none and action.stroke is not None):
         yield "a brush has a stroke and asks no model"
     if action.kind != "brush" and not (asked_model and action.stroke is None):

@@ -10,7 +10,7 @@ from stages.assisted_manual import replay
 from stages.predictor import embed
 from stages.prompts import mask_iou
 from stages.rle import decode_rle
-from stages.zoom_in import predictor_of
+from stages.zoom_in import predictors_of_log
 from still_lifes import draw_still_life, things_of
 from waiting_rounds import WaitingRound
 
@@ -47,16 +47,45 @@ def test_masks_end_where_things_end_and_are_made_again_by_their_log(
     pixels = draw_still_life(number).astype(np.uint8)
     sam = load_checkpoint("sa-tiny").sam.eval()
     embedding = embed(sam, pixels).to(torch.float16).float()
-    predictor = predictor_of(sam, pixels, embedding, zoom_in=True, snap=True)
+    asked = predictors_of_log(sam, pixels, embedding)
     for mask, stored in zip(submission.masks, drawn, strict=True):
         # Answers travel in half precision, which may turn over an atom at the threshold.
-        assert mask_iou(replay(predictor, mask.interactions), stored) > 0.98
+        assert mask_iou(replay(asked, mask.interactions), stored) > 0.98
         first = mask.interactions[0]
         assert first.output is not None
         x, y = first.coords
-        answer = predictor.predict(((x, y),), (1,), multimask_output=True)
+        answer = asked(first).predict(((x, y),), (1,), multimask_output=True)
         assert first.predicted_iou == pytest.approx(answer.predicted_iou[first.output], abs=0.01)
     assert submission.masks[0].stability_score > 0.8  # all segmentations agree on it
+
+
+def test_the_model_s_own_edges_are_a_key_away(snapping: WaitingRound, arrive: Arrive) -> None:
+    snapping.begin_anew()
+    ada = arrive(snapping)
+    name, box = ada.file_name, ada.things["box"]
+    ada.pick(box)
+    snapped = ada.status
+    ada.press("s")
+    assert "model's own" in ada.status
+    assert ada.status != snapped
+    ada.accept()
+    ada.pick(ada.things["ball"])
+    ada.accept()
+    ada.press("s")
+    ada.pick(ada.things["pebble"])
+    ada.accept()
+    ada.submit()
+    submission = snapping.submission(name)
+    assert submission is not None
+    said = [[action.snapped for action in mask.interactions] for mask in submission.masks]
+    assert said == [[False], [False], [True]]
+    number = int(name.removesuffix(".png"))
+    pixels = draw_still_life(number).astype(np.uint8)
+    sam = load_checkpoint("sa-tiny").sam.eval()
+    asked = predictors_of_log(sam, pixels, embed(sam, pixels).to(torch.float16).float())
+    for mask in submission.masks:
+        again = replay(asked, mask.interactions)
+        assert mask_iou(again, decode_rle(mask.segmentation)) > 0.98
 
 
 def test_without_superpixels_the_model_s_own_masks_are_drawn_and_the_annotator_is_told(

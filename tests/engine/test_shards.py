@@ -3,6 +3,7 @@ from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -69,12 +70,41 @@ def test_the_footer_says_what_the_shard_is_and_what_it_amounts_to(store: Store) 
     records = [*many(20), full_record()]
     publish_shard(store, PATH, HEADER, records)
     footer = read_footer(store, PATH)
-    assert footer.format_version == FORMAT_VERSION == 1
+    assert footer.format_version == FORMAT_VERSION == 2
     assert footer.header == HEADER
     assert footer.num_images == 21
     assert footer.num_masks == sum(len(record.masks) for record in records)
     assert footer.stats == Stats.total(map(Stats.of, records))
     assert footer.wall_seconds >= 0
+
+
+def test_a_shard_of_before_is_read_as_before(store: LocalStore) -> None:
+    """Format 1 did not say which interactions were snapped and zoomed in."""
+    publish_shard(store, PATH, HEADER, [full_record()])
+    footer = read_footer(store, PATH).model_copy(update={"format_version": 1})
+    rows = pq.read_table(store.root / PATH).to_pylist()
+    for row in rows:
+        for action in (action for mask in row["masks"] for action in mask["interactions"]):
+            del action["snapped"], action["zoomed_in"]
+    old = pa.Table.from_pylist(rows, schema=schema_of_format_1())
+    metadata = {"sa_engine": footer.model_dump_json()}
+    pq.write_table(old.replace_schema_metadata(metadata), store.root / PATH)
+    assert read_footer(store, PATH).format_version == 1
+    (record,) = read_records(store, PATH)
+    actions = [action for mask in record.masks for action in mask.interactions]
+    assert actions
+    assert all(action.snapped is action.zoomed_in is None for action in actions)
+
+
+def schema_of_format_1() -> pa.Schema:
+    masks = SCHEMA.field("masks").type.value_type
+    actions = masks.field("interactions").type.value_type
+    old_actions = pa.struct([f for f in actions if f.name not in ("snapped", "zoomed_in")])
+    old_masks = pa.struct(
+        [f if f.name != "interactions" else (f.name, pa.list_(old_actions)) for f in masks]
+    )
+    fields = [f if f.name != "masks" else (f.name, pa.list_(old_masks)) for f in SCHEMA]
+    return pa.schema(fields)
 
 
 def test_an_empty_shard_has_a_footer_too(store: Store) -> None:

@@ -4,11 +4,11 @@ import torch
 
 from fakes import ColourSam, rectangle
 from model.transforms import ResizeLongestSide
-from stages.assisted_manual import MaskSession
+from stages.assisted_manual import MaskSession, replay
 from stages.predictor import Pixels, Predictor, embed
 from stages.prompts import Point, mask_iou
-from stages.rle import Mask
-from stages.zoom_in import View, ZoomInPredictor, carry
+from stages.rle import Mask, decode_rle
+from stages.zoom_in import View, ZoomInPredictor, carry, predictor_of, predictors_of_log
 
 SIZE_HW = (360, 480)
 PEBBLE_CENTRE = (100.0, 90.0)
@@ -57,6 +57,24 @@ def test_a_small_object_is_drawn_from_nearer() -> None:
     assert ious[0] < 0.85
     assert ious[1] > 0.93
     assert sam.encoded == 1
+
+
+def test_a_log_is_answered_again_as_each_of_its_actions_was() -> None:
+    pixels = painted(PEBBLE, WALL)
+    _, _, sam = predictors(pixels)
+    embedding = embed(sam, pixels)  # type: ignore[arg-type]
+    asked = predictors_of_log(sam, pixels, embedding)  # type: ignore[arg-type]
+    session = MaskSession(predictor_of(sam, pixels, embedding, zoom_in=True, snap=True))  # type: ignore[arg-type]
+    session.click(PEBBLE_CENTRE, 1, seconds=0)
+    session.predictor = predictor_of(sam, pixels, embedding, zoom_in=False)  # type: ignore[arg-type]
+    session.click((PEBBLE_CENTRE[0] + 4, PEBBLE_CENTRE[1]), 1, seconds=0)
+    session.brush(disc(PEBBLE_CENTRE, 3), 0, seconds=0)
+    said = [(action.snapped, action.zoomed_in) for action in session.interactions]
+    assert said == [(True, True), (False, False), (None, None)]
+    assert np.array_equal(replay(asked, session.interactions), session.mask)
+    first = decode_rle(session.interactions[0].answer)
+    assert np.array_equal(replay(asked, session.interactions[:1]), first)
+    assert not np.array_equal(replay(lambda _: session.predictor, session.interactions[:1]), first)
 
 
 def test_an_object_too_large_for_the_crop_is_answered_as_before() -> None:

@@ -140,7 +140,7 @@ def test_a_mask_made_through_the_server_is_made_again_by_its_log(
     (mask,) = next(r for r in office.run.records(0) if r.image_id == image_id).masks
     embedding = office.desk.images.embedding(office.desk.rounds.known, image_id).astype(np.float32)
     predictor = Predictor(checkpoint.sam, (SIDE, SIDE), torch.from_numpy(embedding)[None])
-    again = replay(predictor, mask.interactions)
+    again = replay(lambda _: predictor, mask.interactions)
     stored = decode_rle(mask.segmentation)
     assert stored.any()
     # Logits go to the server and come back as fp16, which moves a pixel at the threshold.

@@ -31,6 +31,9 @@ export interface Interaction {
   predicted_iou: number | null;
   answer: Rle;
   stroke: Rle | null;
+  /** Whether the answer was laid on superpixels, and whether there was a second look; null after a brush. */
+  snapped: boolean | null;
+  zoomed_in: boolean | null;
 }
 
 export interface MaskPayload {

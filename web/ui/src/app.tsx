@@ -198,6 +198,8 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "eraser":
     case "select":
       return workspace.takeTool(command);
+    case "snap":
+      return workspace.toggleSnap();
     case "smaller":
       return workspace.tools.resizeBrush(1 / 1.2);
     case "larger":

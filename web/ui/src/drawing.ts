@@ -13,10 +13,18 @@ import { area, type Mask, strokeMask } from "./mask";
 import { type Answer, toModel } from "./prompt";
 import type { Size } from "./rle";
 import { type Ask, MaskSession } from "./session";
-import { type Superpixels, upscaleOf } from "./snapped_upscale";
-import type { Enlarges } from "./upscale";
+import { type Superpixels, Upscales } from "./snapped_upscale";
 import type { Voice } from "./voice";
 import { type LookCloser, ZoomIn } from "./zoom_in";
+
+/** What helps the model's answers. */
+export interface Aids {
+  lookCloser: LookCloser;
+  /** Null where masks are not made of them. */
+  superpixels: Superpixels | null;
+  /** Whether the annotator wants masks made of superpixels. */
+  snaps(): boolean;
+}
 
 export class Drawing {
   session: MaskSession;
@@ -30,7 +38,7 @@ export class Drawing {
   busy = 0;
 
   private readonly size: Size;
-  private readonly upscale: Enlarges;
+  private readonly upscales: Upscales;
   private readonly zoomIn: ZoomIn | null;
   private turn: Promise<void> = Promise.resolve();
   private untouched: readonly unknown[] = [];
@@ -45,12 +53,11 @@ export class Drawing {
     private readonly clock: () => number,
     private readonly isOpen: () => boolean,
     private readonly voice: Voice,
-    lookCloser: LookCloser,
-    superpixels: Superpixels | null,
+    private readonly aids: Aids,
   ) {
     this.size = { width: task.width, height: task.height };
-    this.upscale = upscaleOf(this.size, task.image_size, superpixels);
-    this.zoomIn = task.zoom_in ? new ZoomIn(this.size, this.upscale, lookCloser) : null;
+    this.upscales = new Upscales(this.size, task.image_size, aids.superpixels);
+    this.zoomIn = task.zoom_in ? new ZoomIn(this.size, () => this.upscales.of(aids.snaps()), aids.lookCloser) : null;
     this.session = this.emptySession();
     this.untouched = this.session.actions;
   }
@@ -78,7 +85,7 @@ export class Drawing {
   async resume({ id, payload, base }: AcceptedMask): Promise<void> {
     const { drops } = this;
     this.stopHover();
-    const empty = new MaskSession(id, this.size, this.upscale, this.ask, this.clock, payload.seconds);
+    const empty = new MaskSession(id, this.upscales, this.aids.snaps, this.ask, this.clock, payload.seconds);
     const session = await MaskSession.resume(payload, empty, base);
     if (drops !== this.drops) return;
     this.use(session, id);
@@ -126,6 +133,20 @@ export class Drawing {
     void this.inTurn(async () => {
       if (this.session.choose(output)) this.describe();
       else this.voice.say("Whole, part and subpart are offered after a first click alone.");
+    });
+  }
+
+  get canSnap(): boolean {
+    return this.upscales.canSnap;
+  }
+
+  /** The annotator wants masks made of superpixels from now on, or no longer. */
+  redraw(): void {
+    this.stopHover();
+    void this.inTurn(async () => {
+      const edges = this.aids.snaps() ? "Edges are those of the image. " : "Edges are the model's own. ";
+      if (this.session.redraw()) this.describe(edges);
+      else this.voice.say(edges);
     });
   }
 
@@ -199,7 +220,7 @@ export class Drawing {
   }
 
   private emptySession(): MaskSession {
-    return new MaskSession(newId(), this.size, this.upscale, this.ask, this.clock);
+    return new MaskSession(newId(), this.upscales, this.aids.snaps, this.ask, this.clock);
   }
 
   private readonly ask: Ask = async (prompt, known = null) => {

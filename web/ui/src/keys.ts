@@ -3,7 +3,7 @@
 export type Command =
   | "output0" | "output1" | "output2"
   | "clickTool" | "brush" | "eraser" | "select" | "smaller" | "larger"
-  | "undo" | "redo" | "accept" | "clear" | "delete" | "flag"
+  | "snap" | "undo" | "redo" | "accept" | "clear" | "delete" | "flag"
   | "fit" | "zoomIn" | "zoomOut" | "left" | "right" | "up" | "down" | "add" | "remove" | "corner"
   | "outlines" | "uncovered" | "hide" | "pan"
   | "submit" | "skip" | "help";
@@ -23,6 +23,7 @@ export const KEY_SHEET: readonly (readonly [string, readonly (readonly [string, 
     ["Right click, Shift+click", "remove what is under the mouse"],
     ["Drag", "draw a box around the object"],
     ["1 2 3", "choose whole, part or subpart after the first click"],
+    ["S", "the image's edges or the model's own, where a run has superpixels"],
     ["B", "brush: paint pixels"],
     ["E", "eraser: take pixels away (Shift or the right button swaps both)"],
     ["[ ]", "smaller or larger brush"],
@@ -60,7 +61,7 @@ export const KEY_SHEET: readonly (readonly [string, readonly (readonly [string, 
 
 const PLAIN: Record<string, Command> = {
   "1": "output0", "2": "output1", "3": "output2",
-  p: "clickTool", b: "brush", e: "eraser", v: "select", "[": "smaller", "]": "larger",
+  p: "clickTool", b: "brush", e: "eraser", v: "select", s: "snap", "[": "smaller", "]": "larger",
   backspace: "undo", enter: "accept", n: "accept", escape: "clear", delete: "delete", x: "flag",
   "0": "fit", "+": "zoomIn", "=": "zoomIn", "-": "zoomOut",
   arrowleft: "left", arrowright: "right", arrowup: "up", arrowdown: "down",

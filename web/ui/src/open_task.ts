@@ -3,20 +3,17 @@
 import { ActiveClock } from "./active_clock";
 import type { Task } from "./api";
 import type { Decoder } from "./decoder";
-import { Drawing } from "./drawing";
+import { type Aids, Drawing } from "./drawing";
 import { FinishedMasks, smallestAt } from "./finished";
 import type { Point } from "./geometry";
 import type { Change } from "./saving";
-import type { Superpixels } from "./snapped_upscale";
 import type { Voice } from "./voice";
-import type { LookCloser } from "./zoom_in";
 
 export interface TaskHooks extends Voice {
   /** What has to reach the server. */
   save(change: Change): void;
   /** Whether the annotator may still change anything. */
   isOpen(): boolean;
-  lookCloser: LookCloser;
 }
 
 export class OpenTask {
@@ -25,14 +22,11 @@ export class OpenTask {
   private readonly clock = new ActiveClock();
   private readonly earlierSeconds: number;
 
-  /**
-   * `image`: null when it cannot be shown. `superpixels`: null when masks are not made of them.
-   * `unsaved`: changes that never reached the server.
-   */
+  /** `image`: null when it cannot be shown. `unsaved`: changes that never reached the server. */
   constructor(
     readonly task: Task,
     readonly image: ImageBitmap | null,
-    superpixels: Superpixels | null,
+    aids: Aids,
     unsaved: readonly Change[],
     decoder: Pick<Decoder, "ask" | "hover" | "dropHover">,
     private readonly hooks: TaskHooks,
@@ -40,7 +34,7 @@ export class OpenTask {
     this.finished = new FinishedMasks(task, unsaved);
     this.earlierSeconds = task.kind === "annotate" ? this.finished.seconds : 0; // a reviewer's time is their own
     const seconds = (): number => this.clock.seconds();
-    this.drawing = new Drawing(task, decoder, seconds, () => this.canDraw, hooks, hooks.lookCloser, superpixels);
+    this.drawing = new Drawing(task, decoder, seconds, () => this.canDraw, hooks, aids);
   }
 
   get canDraw(): boolean {

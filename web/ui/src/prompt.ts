@@ -42,9 +42,12 @@ export interface Near {
   superpixels: Superpixels | null;
 }
 
+/** Channels of the outputs that may be offered. */
+export const [SINGLE, SEVERAL]: readonly (readonly number[])[] = [[0], [1, 2, 3]];
+
 /** One point is ambiguous and gets three outputs; all other prompts get the single one. */
 export function offeredChannels(prompt: Prompt): readonly number[] {
-  return prompt.maskInput || prompt.box ? [0] : [1, 2, 3];
+  return prompt.maskInput || prompt.box ? SINGLE : SEVERAL;
 }
 
 /** One output's logits. */

@@ -9,9 +9,9 @@ import type { Point } from "./geometry";
 import { givenLogits } from "./given";
 import { emptyHistory, type History, push, redo, undo } from "./history";
 import { type Box, boxOf, EMPTY, isEmpty, type Mask, subtract, trim, union } from "./mask";
-import { type Answer, channelOf, type Near, offeredChannels, type Prompt } from "./prompt";
+import { type Answer, channelOf, type Near, offeredChannels, type Prompt, SEVERAL, SINGLE } from "./prompt";
 import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
-import { type Superpixels, upscaleOf } from "./snapped_upscale";
+import { Upscales } from "./snapped_upscale";
 import type { Enlarged, Enlarges } from "./upscale";
 import { fits } from "./zoom_in";
 
@@ -19,12 +19,21 @@ interface Output {
   /** In the frame of the whole image; the next prompt's mask input. */
   logits: Float32Array;
   predictedIou: number;
-  /** Where the mask comes from, if not from those logits: a crop that was looked at more closely. */
-  near?: { logits: Float32Array; crop: Box; upscale: Enlarges };
+  /** What the mask is made of; `crop`: null of the first look, at the whole image. */
+  drawn: { logits: Float32Array; upscale: Enlarges; crop: Box | null };
+}
+
+/** How an answer was made into masks. */
+interface HowDrawn {
+  snapped: boolean;
+  zoomedIn: boolean;
 }
 
 /** What the model said to one click or box. */
 interface Reply {
+  /** Null of a mask that was given. */
+  answer: Answer | null;
+  how: HowDrawn;
   /** The outputs offered: whole, part and subpart, or the single one. */
   offered: Output[];
   chosen: number;
@@ -46,6 +55,10 @@ interface Action {
   mask: Mask;
 }
 
+type Logged = Pick<Interaction, "output" | "snapped" | "zoomed_in">;
+
+const AS_GIVEN: HowDrawn = { snapped: false, zoomedIn: false };
+
 /** `known`: the first look's answer, when a hover at the same place has it already. */
 export type Ask = (prompt: Prompt, known?: Answer | null) => Promise<Answer>;
 
@@ -53,21 +66,24 @@ export class MaskSession {
   private history: History<Action> = emptyHistory();
   private given: Reply | null = null;
   private marked: number;
-  private lastCloser: { size: Size; superpixels: Superpixels | null; upscale: Enlarges } | null = null;
+  private lastCloser: Upscales | null = null;
+  private readonly size: Size;
   private readonly began: number;
 
   /**
-   * `id`: under which the mask is saved. `clock`: active seconds, of any origin. `earlierSeconds`:
-   * spent on the mask before it was taken up again.
+   * `id`: under which the mask is saved. `snaps`: whether the annotator wants masks made of
+   * superpixels. `clock`: active seconds, of any origin. `earlierSeconds`: spent on the mask before
+   * it was taken up again.
    */
   constructor(
     readonly id: string,
-    private readonly size: Size,
-    private readonly upscale: Enlarges,
+    private readonly upscales: Upscales,
+    private readonly snaps: () => boolean,
     private readonly ask: Ask,
     private readonly clock: () => number,
     private readonly earlierSeconds = 0,
   ) {
+    this.size = upscales.size;
     this.began = this.marked = clock();
   }
 
@@ -78,14 +94,14 @@ export class MaskSession {
    */
   static async resume(saved: MaskPayload, session: MaskSession, base: Rle | null = null): Promise<MaskSession> {
     if (base) session.give(decodeRle(base), saved);
-    for (const { kind, coords, label, seconds, output, stroke, answer } of saved.interactions) {
+    for (const { kind, coords, label, seconds, stroke, answer, ...logged } of saved.interactions) {
       const action = { kind, coords, label, seconds, mask: decodeRle(answer) };
       if (kind === "brush") {
         const drawn = stroke ? decodeRle(stroke) : EMPTY;
         session.history = push(session.history, { ...action, reply: null, stroke: drawn });
       } else {
         const prompt = session.promptWith(kind, coords, label);
-        const reply = session.replyTo(await session.ask(prompt), prompt, output);
+        const reply = session.again(await session.ask(prompt), offeredChannels(prompt), logged);
         session.history = push(session.history, { ...action, reply, stroke: null });
       }
     }
@@ -172,18 +188,18 @@ export class MaskSession {
 
   /** Whole, part or subpart. Later strokes stay on top. False when there is no such choice. */
   choose(output: number): boolean {
-    const index = this.actions.findLastIndex((action) => action.reply);
-    const reply = index < 0 ? null : this.actions[index].reply;
+    const reply = this.lastReply;
     if (!reply || reply.offered.length === 1 || output >= reply.offered.length) return false;
-    const chosen: Reply = { ...reply, chosen: output, ...this.enlarge(reply.offered[output]) };
-    const done = [...this.actions];
-    let mask = withStrokes(chosen.mask, done.slice(0, index));
-    done[index] = { ...done[index], reply: chosen, mask };
-    for (let later = index + 1; later < done.length; later++) {
-      mask = withStrokes(mask, [done[later]]);
-      done[later] = { ...done[later], mask };
-    }
-    this.history = { done, undone: [] };
+    this.replaceLast({ ...reply, chosen: output, ...enlarged(reply.offered[output]) });
+    return true;
+  }
+
+  /** The last answer's mask as it is wanted now, of superpixels or not. False without an answer. */
+  redraw(): boolean {
+    const reply = this.lastReply;
+    if (!reply?.answer) return false;
+    const channels = reply.offered.length > 1 ? SEVERAL : SINGLE;
+    this.replaceLast(this.replyTo(reply.answer, channels, reply.chosen));
     return true;
   }
 
@@ -214,14 +230,17 @@ export class MaskSession {
 
   /** What the model's answer to the first prompt of a mask looks like before it is clicked. */
   preview(answer: Answer): Mask {
-    return this.replyTo(answer, this.promptWith("point", [0, 0], 1), null).mask;
+    return this.replyTo(answer, SEVERAL, null).mask;
   }
 
   /** The mask that the log begins with, as if the model had just answered it. */
   private give(mask: Mask, saved: MaskPayload): void {
-    const logits = givenLogits(mask, this.size, 4 * this.upscale.side);
+    const { size, upscales } = this;
+    const logits = givenLogits(mask, size, upscales.imageSize);
     const { predicted_iou: predictedIou, stability_score: stabilityScore } = saved;
-    this.given = { offered: [{ logits, predictedIou }], chosen: 0, mask, stabilityScore };
+    const drawn = { logits, upscale: upscales.of(false), crop: null };
+    const offered = [{ logits, predictedIou, drawn }];
+    this.given = { answer: null, how: AS_GIVEN, offered, chosen: 0, mask, stabilityScore };
   }
 
   private async prompt(
@@ -232,48 +251,65 @@ export class MaskSession {
   ): Promise<void> {
     const seconds = this.lap();
     const prompt = this.promptWith(kind, coords, label);
-    const reply = this.replyTo(await this.ask(prompt, known), prompt, null);
+    const reply = this.replyTo(await this.ask(prompt, known), offeredChannels(prompt), null);
     const mask = withStrokes(reply.mask, this.actions);
     this.history = push(this.history, { kind, coords, label, seconds, reply, stroke: null, mask });
   }
 
-  private replyTo(answer: Answer, prompt: Prompt, output: number | null): Reply {
-    const closer = answer.near ? this.closer(answer.near) : null;
-    const offered = offeredChannels(prompt).map((channel) => this.outputOf(answer, channel, closer));
+  /** As its log says that it was answered, as far as it says. */
+  private again(answer: Answer, channels: readonly number[], logged: Logged): Reply {
+    const { output, snapped, zoomed_in: zoomedIn } = logged;
+    const asThen = zoomedIn === false ? { ...answer, near: undefined } : answer;
+    const reply = this.replyTo(asThen, channels, output, snapped ?? this.snaps());
+    return { ...reply, how: { snapped: snapped ?? reply.how.snapped, zoomedIn: zoomedIn ?? reply.how.zoomedIn } };
+  }
+
+  private replyTo(answer: Answer, channels: readonly number[], output: number | null, snaps = this.snaps()): Reply {
+    const offered = channels.map((channel) => this.outputOf(answer, channel, snaps));
     const best = offered.reduce((a, b) => (b.predictedIou > a.predictedIou ? b : a));
     const chosen = Math.min(output ?? offered.indexOf(best), offered.length - 1);
-    return { offered, chosen, ...this.enlarge(offered[chosen]) };
+    const how = { snapped: snaps && this.upscales.canSnap, zoomedIn: answer.near !== undefined };
+    return { answer, how, offered, chosen, ...enlarged(offered[chosen]) };
   }
 
   /** As it was drawn from nearer, if it is small enough for the crop. */
-  private outputOf(answer: Answer, channel: number, closer: Enlarges | null): Output {
+  private outputOf(answer: Answer, channel: number, snaps: boolean): Output {
     const { near } = answer;
     const logits = channelOf(answer, channel);
-    if (!near || !closer || !fits(this.upscale.enlarge(logits).mask, near.crop)) {
-      return { logits, predictedIou: this.upscale.predictedIou(answer.predictedIou[channel], logits) };
+    const upscale = this.upscales.of(snaps);
+    if (!near || !fits(upscale.enlarge(logits).mask, near.crop)) {
+      const predictedIou = upscale.predictedIou(answer.predictedIou[channel], logits);
+      return { logits, predictedIou, drawn: { logits, upscale, crop: null } };
     }
     const nearLogits = channelOf(near, channel);
+    const closer = this.closer(near).of(snaps);
     return {
       logits: channelOf({ lowResMasks: near.carried }, channel),
       predictedIou: closer.predictedIou(near.predictedIou[channel], nearLogits),
-      near: { logits: nearLogits, crop: near.crop, upscale: closer },
+      drawn: { logits: nearLogits, upscale: closer, crop: near.crop },
     };
   }
 
   /** For as long as the crop stays the same. */
-  private closer({ crop, superpixels }: Near): Enlarges {
+  private closer({ crop, superpixels }: Near): Upscales {
     const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
+    const own = this.upscales.canSnap ? superpixels : null; // both looks alike
     const last = this.lastCloser;
-    if (last && last.superpixels === superpixels && sameSize(last.size, size)) return last.upscale;
-    const upscale = upscaleOf(size, 4 * this.upscale.side, superpixels);
-    this.lastCloser = { size, superpixels, upscale };
-    return upscale;
+    if (last && last.superpixels === own && sameSize(last.size, size)) return last;
+    return (this.lastCloser = new Upscales(size, this.upscales.imageSize, own));
   }
 
-  private enlarge({ logits, near }: Output): Enlarged {
-    if (!near) return this.upscale.enlarge(logits);
-    const { mask, stabilityScore } = near.upscale.enlarge(near.logits);
-    return { mask: { ...mask, x: mask.x + near.crop.x0, y: mask.y + near.crop.y0 }, stabilityScore };
+  /** The last click's or box's answer; later strokes stay on top. */
+  private replaceLast(reply: Reply): void {
+    const done = [...this.actions];
+    const index = done.findLastIndex((action) => action.reply);
+    let mask = withStrokes(reply.mask, done.slice(0, index));
+    done[index] = { ...done[index], reply, mask };
+    for (let later = index + 1; later < done.length; later++) {
+      mask = withStrokes(mask, [done[later]]);
+      done[later] = { ...done[later], mask };
+    }
+    this.history = { done, undone: [] };
   }
 
   private logged(action: Action): Interaction {
@@ -287,6 +323,8 @@ export class MaskSession {
       predicted_iou: reply ? reply.offered[reply.chosen].predictedIou : null,
       answer: encodeRle(action.mask, this.size),
       stroke: stroke ? encodeRle(stroke, this.size) : null,
+      snapped: reply ? reply.how.snapped : null,
+      zoomed_in: reply ? reply.how.zoomedIn : null,
     };
   }
 
@@ -305,6 +343,12 @@ export class MaskSession {
     this.marked = now;
     return seconds;
   }
+}
+
+function enlarged({ drawn: { logits, upscale, crop } }: Output): Enlarged {
+  const { mask, stabilityScore } = upscale.enlarge(logits);
+  if (!crop) return { mask, stabilityScore };
+  return { mask: { ...mask, x: mask.x + crop.x0, y: mask.y + crop.y0 }, stabilityScore };
 }
 
 /** Strokes over a mask, in their order: painting undoes erasing, and erasing painting. */

@@ -20,9 +20,28 @@ export interface Superpixels extends Size {
 /** Agreement of the segmentations at which a mask is worth what the model says. */
 const USUAL_AGREEMENT = 0.8;
 
-/** Masks of an image or crop, made of its superpixels where it has some. */
-export function upscaleOf(size: Size, imageSize: number, superpixels: Superpixels | null): Enlarges {
-  return superpixels ? new SnappedUpscale(size, imageSize, superpixels) : new Upscale(size, imageSize);
+/** Both ways to make masks of an image or crop; where it has no superpixels, there is one. */
+export class Upscales {
+  private readonly plain: Enlarges;
+  private readonly snapped: Enlarges | null;
+
+  constructor(
+    readonly size: Size,
+    readonly imageSize: number,
+    readonly superpixels: Superpixels | null,
+  ) {
+    this.plain = new Upscale(size, imageSize);
+    this.snapped = superpixels && new SnappedUpscale(size, imageSize, superpixels);
+  }
+
+  get canSnap(): boolean {
+    return this.snapped !== null;
+  }
+
+  /** `snaps`: of superpixels, where there are some. */
+  of(snaps: boolean): Enlarges {
+    return (snaps && this.snapped) || this.plain;
+  }
 }
 
 /** The server's packed bytes: height, width, atoms, segmentations; then all of them, each four bytes. */

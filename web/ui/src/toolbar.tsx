@@ -12,7 +12,8 @@ const OUTPUTS = ["Whole", "Part", "Subpart"];
 
 export function Toolbar(props: { workspace: Workspace; run: (command: Command) => void }) {
   const { workspace, run } = props;
-  const session = workspace.current?.drawing.session;
+  const drawing = workspace.current?.drawing;
+  const session = drawing?.session;
   const choices = session?.choices ?? [];
   const isWorking = workspace.canDraw;
   const isAnnotated = workspace.current?.task.kind === "annotate";
@@ -51,6 +52,11 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
           </button>
         ))}
       </div>
+      {drawing?.canSnap && (
+        <div role="group" aria-label="Edges">
+          <Toggle label="Snap" hint="S" on={workspace.tools.snaps} onClick={() => run("snap")} />
+        </div>
+      )}
       <div role="group" aria-label="Mask">
         <Button label="Undo" keys="Backspace" text="Undo" hint="⌫" disabled={!isWorking} onClick={() => run("undo")} />
         <Button

@@ -11,6 +11,8 @@ export class Tools {
   showOutlines = false;
   showUncovered = false;
   hidden = false;
+  /** Masks are made of superpixels, where an image has some. */
+  snaps = true;
   /** Id of the mask that the mouse or the keyboard points at in the list. */
   pointed: string | null = null;
 
@@ -29,7 +31,7 @@ export class Tools {
     this.changed();
   }
 
-  toggle(what: "showOutlines" | "showUncovered"): void {
+  toggle(what: "showOutlines" | "showUncovered" | "snaps"): void {
     this[what] = !this[what];
     this.changed();
   }

@@ -9,6 +9,7 @@ import type { Api, Me, Progress, Task, TaskKind, Verdict } from "./api";
 import { Refused } from "./api";
 import { PageBackend, ServerBackend } from "./backends";
 import { type BackendName, Decoder } from "./decoder";
+import type { Aids } from "./drawing";
 import type { Point } from "./geometry";
 import { HandIns } from "./hand_ins";
 import { TaskLocks } from "./locks";
@@ -231,8 +232,12 @@ export class Workspace {
       shown?.close();
       return false;
     }
-    const open = new OpenTask(task, shown, cutUp, unsaved, this.decoder, {
+    const aids: Aids = {
       lookCloser: (crop, prompt) => this.lookCloser(task, crop, prompt),
+      superpixels: cutUp,
+      snaps: () => this.tools.snaps,
+    };
+    const open = new OpenTask(task, shown, aids, unsaved, this.decoder, {
       say: (message, isAlarm) => this.voice.say(message, isAlarm),
       changed: () => this.voice.changed(),
       save: (change) => this.saves.add(task.task_id, change),
@@ -270,6 +275,15 @@ export class Workspace {
       });
     }
     return this.near.superpixels;
+  }
+
+  /** Whether masks are made of superpixels: from now on, and of the one in the making. */
+  toggleSnap(): void {
+    const drawing = this.current?.drawing;
+    if (!drawing) return;
+    if (!drawing.canSnap) return this.voice.say("This image has no superpixels: its masks have the model's own edges.");
+    this.tools.toggle("snaps");
+    drawing.redraw();
   }
 
   /** Another image on the desk, or none; the one before is let go of. */

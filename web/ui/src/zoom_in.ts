@@ -20,7 +20,7 @@ const NEAR_MILLISECONDS = 5_000;
 export class ZoomIn {
   constructor(
     private readonly size: Size,
-    private readonly upscale: Enlarges,
+    private readonly upscale: () => Enlarges,
     private readonly lookCloser: LookCloser,
   ) {}
 
@@ -28,7 +28,7 @@ export class ZoomIn {
   async look(prompt: Prompt, far: Answer): Promise<Answer> {
     const crop = cropAround(centreOf(prompt), this.size);
     if (!placesOf(prompt).every((place) => holds(crop, place))) return far;
-    const { upscale } = this;
+    const upscale = this.upscale();
     const isSmall = (channel: number): boolean => fits(upscale.enlarge(channelOf(far, channel)).mask, crop);
     if (!offeredChannels(prompt).some(isSmall)) return far;
     const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };

@@ -45,12 +45,16 @@ beforeEach(() => {
     hover: async () => null,
     dropHover: () => {},
   };
-  open = new OpenTask(TASK, {} as ImageBitmap, null, [], decoder, {
+  const aids = {
+    lookCloser: async () => Promise.reject(new Error("not asked for")),
+    superpixels: null,
+    snaps: () => true,
+  };
+  open = new OpenTask(TASK, {} as ImageBitmap, aids, [], decoder, {
     say: (message) => void (said = message),
     changed: () => {},
     save: (change) => void saved.push(change),
     isOpen: () => true,
-    lookCloser: async () => Promise.reject(new Error("not asked for")),
   });
 });
 

@@ -1,11 +1,11 @@
-import { describe, expect, test } from "vitest";
+import { beforeEach, describe, expect, test } from "vitest";
 import { area, strokeMask } from "../src/mask";
 import type { Answer, Prompt } from "../src/prompt";
 import { toModel } from "../src/prompt";
 import type { MaskPayload } from "../src/api";
 import { decodeRle, encodeRle } from "../src/rle";
 import { MaskSession } from "../src/session";
-import { Upscale } from "../src/upscale";
+import { type Superpixels, Upscales } from "../src/snapped_upscale";
 import { maskOf, whole } from "./random";
 
 const SIZE = { width: 32, height: 32 };
@@ -25,7 +25,7 @@ function bands(asked: Prompt[] = []): (prompt: Prompt) => Promise<Answer> {
 }
 
 function begin(asked: Prompt[] = [], clock = () => 0): MaskSession {
-  return new MaskSession("id", SIZE, new Upscale(SIZE, 32), bands(asked), clock);
+  return new MaskSession("id", new Upscales(SIZE, 32, null), () => true, bands(asked), clock);
 }
 
 describe("a mask in the making", () => {
@@ -157,6 +157,63 @@ describe("a mask in the making", () => {
     await session.click({ x: 3, y: 4 }, 1);
     session.brush({ x: 0, y: 0, ...SIZE, bits: new Uint8Array(1024).fill(1) }, 0);
     expect(session.record()).toBeNull();
+  });
+});
+
+describe("masks of superpixels", () => {
+  /** The image's upper 14 rows, and the others. */
+  const halves: Superpixels = {
+    ...SIZE,
+    atoms: Uint32Array.from({ length: 32 * 32 }, (_, at) => Number(at >= 14 * 32)),
+    segmentations: [Uint32Array.from([0, 1])],
+  };
+  let snaps: boolean;
+
+  const begun = (superpixels: Superpixels | null = halves): MaskSession =>
+    new MaskSession("id", new Upscales(SIZE, 32, superpixels), () => snaps, bands(), () => 0);
+  const said = (session: MaskSession): (boolean | null)[] | undefined =>
+    session.record()?.interactions.map((action) => action.snapped);
+
+  beforeEach(() => {
+    snaps = true;
+  });
+
+  test("are the model's own when the annotator wants that, under the same strokes", async () => {
+    const session = begun();
+    await session.click({ x: 3, y: 4 }, 1);
+    session.brush(maskOf(["#"], { x: 31, y: 31 }), 1);
+    expect(area(session.mask)).toBe(14 * 32 + 1);
+    snaps = false;
+    expect(session.redraw()).toBe(true);
+    expect([area(session.mask), session.chosen, session.predictedIou]).toEqual([16 * 32 + 1, 1, 0.9]);
+    expect(said(session)).toEqual([false, null]);
+    await session.click({ x: 5, y: 5 }, 1);
+    snaps = true;
+    session.redraw();
+    expect(area(session.mask)).toBe(14 * 32 + 1);
+    expect(said(session)).toEqual([false, null, true]);
+    session.undo();
+    expect(area(session.mask)).toBe(16 * 32 + 1);
+  });
+
+  test("are taken up again as they were made, whatever is wanted now", async () => {
+    const first = begun();
+    await first.click({ x: 3, y: 4 }, 1);
+    const saved = first.record() as MaskPayload;
+    snaps = false;
+    const session = await MaskSession.resume(saved, begun());
+    expect(session.record()).toEqual(saved);
+    session.choose(0);
+    expect([session.choose(1), area(session.mask)]).toEqual([true, 14 * 32]);
+    expect(said(session)).toEqual([true]);
+  });
+
+  test("there are none without superpixels, nor of what no prompt made", async () => {
+    const session = begun(null);
+    expect(session.redraw()).toBe(false);
+    await session.click({ x: 3, y: 4 }, 1);
+    expect(area(session.mask)).toBe(16 * 32);
+    expect(said(session)).toEqual([false]);
   });
 });
 

@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 import { inputSize } from "../src/geometry";
 import { isEmpty } from "../src/mask";
 import { encodeRle, type Size } from "../src/rle";
-import { type Superpixels, superpixelsOf, upscaleOf } from "../src/snapped_upscale";
+import { type Superpixels, superpixelsOf, Upscales } from "../src/snapped_upscale";
 import golden from "./snapped_upscale.golden.json";
 
 /** Tiles as atoms; as superpixels each tile alone, three in a row, two in a column. */
@@ -29,7 +29,7 @@ function logitsOf(name: string, side: number): Float32Array {
 
 test.each(golden)("$logits become the engine's own mask of superpixels at $width x $height", (expected) => {
   const size = { width: expected.width, height: expected.height };
-  const upscale = upscaleOf(size, expected.imageSize, tiles(size));
+  const upscale = new Upscales(size, expected.imageSize, tiles(size)).of(true);
   const logits = logitsOf(expected.logits, expected.imageSize / 4);
   const { mask, stabilityScore } = upscale.enlarge(logits);
   expect(encodeRle(mask, size).counts).toBe(expected.counts);
@@ -39,7 +39,7 @@ test.each(golden)("$logits become the engine's own mask of superpixels at $width
 
 test("an answer without a pixel is an empty mask of no worth", () => {
   const size = { width: 60, height: 40 };
-  const upscale = upscaleOf(size, 128, tiles(size));
+  const upscale = new Upscales(size, 128, tiles(size)).of(true);
   const nothing = new Float32Array(32 * 32).fill(-9);
   expect(isEmpty(upscale.enlarge(nothing).mask)).toBe(true);
   expect(upscale.predictedIou(0.7, nothing)).toBe(0);

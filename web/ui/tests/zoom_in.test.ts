@@ -1,14 +1,16 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import type { MaskPayload } from "../src/api";
 import { type Box, boxOf } from "../src/mask";
 import { type Answer, type ModelPrompt, type Near, type Prompt, toModel } from "../src/prompt";
 import { MaskSession } from "../src/session";
-import { Upscale } from "../src/upscale";
+import { Upscales } from "../src/snapped_upscale";
 import { ZoomIn } from "../src/zoom_in";
 
 const SIZE = { width: 96, height: 96 };
 const SIDE = 24; // of the logits: each cell is four image pixels wide
 const CELLS = SIDE ** 2;
-const upscale = new Upscale(SIZE, 4 * SIDE);
+const upscales = new Upscales(SIZE, 4 * SIDE, null);
+const plain = () => upscales.of(false);
 /** Around a click at 48, 48. */
 const CROP = { x0: 32, y0: 32, x1: 64, y1: 64 };
 
@@ -34,14 +36,14 @@ function near(crop: Box): Near {
 }
 
 function begin(look: (crop: Box) => Promise<Near> = async (crop) => near(crop)): MaskSession {
-  const zoom = new ZoomIn(SIZE, upscale, (crop, prompt) => {
+  const zoom = new ZoomIn(SIZE, plain, (crop, prompt) => {
     asked.push({ crop, prompt });
     return look(crop);
   });
   return new MaskSession(
     "id",
-    SIZE,
-    upscale,
+    upscales,
+    () => false,
     (prompt, known) => {
       prompts.push(prompt);
       return zoom.look(prompt, known ?? FAR);
@@ -105,8 +107,21 @@ test("a box is looked at from its middle, and not at all when it reaches out of 
   expect(asked.length).toBe(1);
 });
 
+test("the log says which answers were looked at twice, and they are taken up again so", async () => {
+  const session = begin();
+  await session.click({ x: 48, y: 48 }, 1);
+  await session.click({ x: 90, y: 90 }, 1); // beyond the crop
+  const saved = session.record() as MaskPayload;
+  expect(saved.interactions.map((action) => action.zoomed_in)).toEqual([true, false]);
+  const unseen = { ...saved, interactions: saved.interactions.map((action) => ({ ...action, zoomed_in: false })) };
+  const again = await MaskSession.resume(unseen, begin());
+  again.undo();
+  expect(again.choices).toEqual([0.6, 0.7, 0.8]);
+  expect((await MaskSession.resume(saved, begin())).record()).toEqual(saved);
+});
+
 test("large answers ask for no second look", async () => {
-  const zoom = new ZoomIn(SIZE, upscale, () => Promise.reject(new Error("not asked for")));
+  const zoom = new ZoomIn(SIZE, plain, () => Promise.reject(new Error("not asked for")));
   const large = { ...FAR, lowResMasks: squares(9, 11, 8, 6) };
   const prompt = { points: [{ x: 48, y: 48 }], labels: [1], box: null, maskInput: null };
   expect(await zoom.look(prompt, large)).toBe(large);
