@@ -43,8 +43,8 @@ class RoundConfig(Record):
     retrain: bool = True
     """Train the next checkpoint on everything annotated so far."""
     promote: Literal["always", "if_better"] = "always"
-    """`if_better`: the trained checkpoint must beat its parent on the held-out images, after one click
-    and over more of them."""
+    """`if_better`: the trained checkpoint must beat its parent on the held-out images, after one
+    click and over more of them."""
     annotator: Literal["simulated", "people"] = "simulated"
     """Who answers the tasks of stages one and two: ground truth, or people in the browser."""
     review_share: float = Field(default=0.0, ge=0, le=1)
