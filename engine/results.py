@@ -107,9 +107,12 @@ def _kept(outcome: RoundOutcome) -> str:
     """A trained checkpoint that was not promoted is said to be so."""
     if outcome.trained is None or outcome.trained == outcome.checkpoint:
         return ""
-    trained = outcome.trained_evaluation
-    figure = "" if trained is None else f" at {trained.miou_1_click:.3f}"
-    return f" (kept; trained one{figure})"
+    trained, kept = outcome.trained_evaluation, outcome.evaluation
+    if trained is None:
+        return " (kept)"
+    better = kept is not None and trained.miou_1_click > kept.miou_1_click
+    but = ", worse after more clicks" if better else ""
+    return f" (kept; trained one at {trained.miou_1_click:.3f}{but})"
 
 
 def _name(path: str) -> str:

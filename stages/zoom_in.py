@@ -168,16 +168,27 @@ def predictor_of(
 
 
 def predictors_of_log(
-    sam: Sam, pixels: Pixels, embedding: Tensor
+    sam: Sam, pixels: Pixels, embedding: Tensor, *, zoom_in: bool = False, snap: bool = False
 ) -> Callable[[Interaction], Predictor]:
-    """Who answers an action again as it was answered: with a second look or without, with
-    superpixels or without. Where a log does not say, without."""
+    """Who answers an action again as it was answered, with a second look or without, with
+    superpixels or without.
+
+    Args:
+        zoom_in: for logs that do not say; as the run's config does.
+        snap: the same of superpixels.
+    """
 
     @cache
-    def made(zoom_in: bool, snap: bool) -> Predictor:
-        return predictor_of(sam, pixels, embedding, zoom_in=zoom_in, snap=snap)
+    def made(zooms_in: bool, snaps: bool) -> Predictor:
+        return predictor_of(sam, pixels, embedding, zoom_in=zooms_in, snap=snaps)
 
-    return lambda action: made(bool(action.zoomed_in), bool(action.snapped))
+    def as_logged(action: Interaction) -> Predictor:
+        return made(
+            zoom_in if action.zoomed_in is None else action.zoomed_in,
+            snap if action.snapped is None else action.snapped,
+        )
+
+    return as_logged
 
 
 def _centre(points: tuple[Point, ...], box_xyxy: BoxXyxy | None) -> Point:

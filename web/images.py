@@ -54,12 +54,15 @@ class RoundImages:
         limits, work_size = config.corpus.limits, config.work_size
         self._context = WorkerContext(WorkerSpec(store.uri, "", limits, work_size))
         self._crop_embedding = lru_cache(MAX_CROPS)(self._embed_crop)
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="superpixels")
-        self._of_images = Kept(self._cut_up, MAX_CUT_UP, self._pool)
-        self._of_crops = Kept(self._cut_up, MAX_CUT_UP, self._pool)
+        # Somebody waits for a crop, seconds at most; images are mostly fetched ahead.
+        self._pools = [ThreadPoolExecutor(WORKERS, f"superpixels-{i}") for i in range(2)]
+        self._of_images, self._of_crops = (
+            Kept(self._cut_up, MAX_CUT_UP, pool) for pool in self._pools
+        )
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def row(self, image_id: int) -> CorpusRow:
         return self._corpus.row(image_id)

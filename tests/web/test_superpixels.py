@@ -87,6 +87,24 @@ def test_an_image_is_cut_up_once_however_many_ask_at_a_time(
     assert (len(answers), made) == (1, [(SIDE, SIDE, 3)])
 
 
+def test_a_crop_does_not_wait_for_images(snapping: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, begun = snapping.client(), threading.Event()
+
+    def slow_if_whole(pixels: Pixels) -> Superpixels:
+        if pixels.shape[:2] == (SIDE, SIDE):
+            begun.wait(10)
+        return Superpixels(pixels)
+
+    monkeypatch.setattr("web.images.Superpixels", slow_if_whole)
+    url = f"/api/superpixels/{claim(client)['image_id']}"
+    with ThreadPoolExecutor(1) as people:
+        whole = people.submit(client.get, url)
+        assert client.get(url, params={"crop_xyxy": [3, 3, 23, 23]}).status_code == 200
+        assert not whole.done()
+        begun.set()
+        assert whole.result().status_code == 200
+
+
 def test_what_is_made_is_kept_and_what_failed_is_made_again() -> None:
     made: list[int] = []
 

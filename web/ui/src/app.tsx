@@ -199,7 +199,7 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "select":
       return workspace.takeTool(command);
     case "snap":
-      return workspace.toggleSnap();
+      return workspace.current?.drawing.toggleSnap();
     case "smaller":
       return workspace.tools.resizeBrush(1 / 1.2);
     case "larger":

@@ -24,6 +24,7 @@ export interface Aids {
   superpixels: Superpixels | null;
   /** Whether the annotator wants masks made of superpixels. */
   snaps(): boolean;
+  snap(wanted: boolean): void;
 }
 
 export class Drawing {
@@ -57,7 +58,7 @@ export class Drawing {
   ) {
     this.size = { width: task.width, height: task.height };
     this.upscales = new Upscales(this.size, task.image_size, aids.superpixels);
-    this.zoomIn = task.zoom_in ? new ZoomIn(this.size, () => this.upscales.of(aids.snaps()), aids.lookCloser) : null;
+    this.zoomIn = task.zoom_in ? new ZoomIn(this.size, aids.lookCloser) : null;
     this.session = this.emptySession();
     this.untouched = this.session.actions;
   }
@@ -140,13 +141,20 @@ export class Drawing {
     return this.upscales.canSnap;
   }
 
-  /** The annotator wants masks made of superpixels from now on, or no longer. */
-  redraw(): void {
-    this.stopHover();
+  /** Whether the mask in the making is made of superpixels, or the next one will be. */
+  get snaps(): boolean {
+    return this.session.snapped ?? this.aids.snaps();
+  }
+
+  /** Makes the mask in the making of superpixels, or no longer; and those after it. */
+  toggleSnap(): void {
     void this.inTurn(async () => {
-      const edges = this.aids.snaps() ? "Edges are those of the image. " : "Edges are the model's own. ";
-      if (this.session.redraw()) this.describe(edges);
-      else this.voice.say(edges);
+      if (!this.canSnap) return this.voice.say("This image has no superpixels: its masks have the model's own edges.");
+      const snaps = !this.snaps;
+      this.aids.snap(snaps);
+      this.stopHover();
+      this.session.redraw();
+      this.describe(snaps ? "Edges are those of the image. " : "Edges are the model's own. ");
     });
   }
 
@@ -223,9 +231,10 @@ export class Drawing {
     return new MaskSession(newId(), this.upscales, this.aids.snaps, this.ask, this.clock);
   }
 
-  private readonly ask: Ask = async (prompt, known = null) => {
+  private readonly ask: Ask = async (prompt, { snaps, zoomsIn, known }) => {
     const far = known ?? (await this.decoder.ask(toModel(prompt, this.size, this.task.image_size)));
-    return this.zoomIn ? this.zoomIn.look(prompt, far) : far;
+    if (!this.zoomIn || zoomsIn === false) return far;
+    return this.zoomIn.look(prompt, far, this.upscales.of(snaps), zoomsIn === true);
   };
 }
 

@@ -27,19 +27,30 @@ export class Sleeper {
   }
 }
 
-/** Repeats a request until it is answered, or has been tried so often; errors that waiting cannot mend are thrown. */
+/** Throws when it takes longer. */
+export function inTime<Value>(promise: Promise<Value>, milliseconds: number): Promise<Value> {
+  const late = new Promise<never>((_, reject) => {
+    setTimeout(() => reject(new Error(`no answer within ${milliseconds} ms`)), milliseconds);
+  });
+  return Promise.race([promise, late]);
+}
+
+/**
+ * Repeats a request until it is answered, or has been tried so often, not counting those of somebody
+ * who is signed out; errors that waiting cannot mend are thrown.
+ */
 export async function untilReached<Result>(
   request: () => Promise<Result>,
   sleep: (milliseconds: number) => Promise<void>,
   say: (trouble: string) => void,
   tries = Infinity,
 ): Promise<Result> {
-  for (let [delay, left] = [FIRST_DELAY, tries - 1]; ; delay = Math.min(2 * delay, LONGEST_DELAY), left--) {
+  for (let [delay, left] = [FIRST_DELAY, tries]; ; delay = Math.min(2 * delay, LONGEST_DELAY)) {
     try {
       return await request();
     } catch (error) {
       const isSignedOut = error instanceof Refused && error.status === 401;
-      if (left <= 0 || !(error instanceof Unreached || isSignedOut)) throw error;
+      if (!isSignedOut && (!(error instanceof Unreached) || --left <= 0)) throw error;
       say(isSignedOut ? "Signed out." : `The server does not answer; trying again. (${error.message})`);
       await sleep(isSignedOut ? SIGN_IN_MILLISECONDS : delay);
     }

@@ -23,17 +23,11 @@ interface Output {
   drawn: { logits: Float32Array; upscale: Enlarges; crop: Box | null };
 }
 
-/** How an answer was made into masks. */
-interface HowDrawn {
-  snapped: boolean;
-  zoomedIn: boolean;
-}
-
 /** What the model said to one click or box. */
 interface Reply {
   /** Null of a mask that was given. */
   answer: Answer | null;
-  how: HowDrawn;
+  snapped: boolean;
   /** The outputs offered: whole, part and subpart, or the single one. */
   offered: Output[];
   chosen: number;
@@ -49,18 +43,26 @@ interface Action {
   seconds: number;
   /** Of a click or box. */
   reply: Reply | null;
+  /** What the log says of the answer, until it is drawn anew. */
+  logged: Logged | null;
   /** Of the brush: all pixels that the stroke went over. */
   stroke: Mask | null;
   /** After this action. */
   mask: Mask;
 }
 
-type Logged = Pick<Interaction, "output" | "snapped" | "zoomed_in">;
+type Logged = Pick<Interaction, "output" | "predicted_iou" | "snapped" | "zoomed_in">;
 
-const AS_GIVEN: HowDrawn = { snapped: false, zoomedIn: false };
+export interface Asking {
+  /** Masks are made of superpixels. */
+  snaps: boolean;
+  /** Whether there is a second look: null where it helps and comes in time. */
+  zoomsIn: boolean | null;
+  /** The first look's answer, when a hover at the same place has it already. */
+  known: Answer | null;
+}
 
-/** `known`: the first look's answer, when a hover at the same place has it already. */
-export type Ask = (prompt: Prompt, known?: Answer | null) => Promise<Answer>;
+export type Ask = (prompt: Prompt, asking: Asking) => Promise<Answer>;
 
 export class MaskSession {
   private history: History<Action> = emptyHistory();
@@ -95,13 +97,15 @@ export class MaskSession {
   static async resume(saved: MaskPayload, session: MaskSession, base: Rle | null = null): Promise<MaskSession> {
     if (base) session.give(decodeRle(base), saved);
     for (const { kind, coords, label, seconds, stroke, answer, ...logged } of saved.interactions) {
-      const action = { kind, coords, label, seconds, mask: decodeRle(answer) };
+      const action = { kind, coords, label, seconds, logged, mask: decodeRle(answer) };
       if (kind === "brush") {
         const drawn = stroke ? decodeRle(stroke) : EMPTY;
         session.history = push(session.history, { ...action, reply: null, stroke: drawn });
       } else {
         const prompt = session.promptWith(kind, coords, label);
-        const reply = session.again(await session.ask(prompt), offeredChannels(prompt), logged);
+        const asking = { snaps: logged.snapped ?? false, zoomsIn: logged.zoomed_in, known: null };
+        const again = await session.ask(prompt, asking);
+        const reply = session.replyTo(again, offeredChannels(prompt), logged.output, asking.snaps);
         session.history = push(session.history, { ...action, reply, stroke: null });
       }
     }
@@ -180,6 +184,7 @@ export class MaskSession {
       label,
       seconds: this.lap(),
       reply: null,
+      logged: null,
       stroke: touched,
     };
     this.history = push(this.history, { ...action, mask: withStrokes(this.mask, [action]) });
@@ -194,12 +199,18 @@ export class MaskSession {
     return true;
   }
 
-  /** The last answer's mask as it is wanted now, of superpixels or not. False without an answer. */
+  /** Whether the model's last answer is made of superpixels; null without an answer. */
+  get snapped(): boolean | null {
+    const reply = this.lastReply;
+    return reply?.answer ? reply.snapped : null;
+  }
+
+  /** The last answer's mask as it is wanted now, of superpixels or not. False when it is so already. */
   redraw(): boolean {
     const reply = this.lastReply;
-    if (!reply?.answer) return false;
+    if (!reply?.answer || reply.snapped === this.snaps()) return false;
     const channels = reply.offered.length > 1 ? SEVERAL : SINGLE;
-    this.replaceLast(this.replyTo(reply.answer, channels, reply.chosen));
+    this.replaceLast(this.replyTo(reply.answer, channels, reply.chosen, this.snaps()));
     return true;
   }
 
@@ -230,7 +241,7 @@ export class MaskSession {
 
   /** What the model's answer to the first prompt of a mask looks like before it is clicked. */
   preview(answer: Answer): Mask {
-    return this.replyTo(answer, SEVERAL, null).mask;
+    return this.replyTo(answer, SEVERAL, null, this.snaps()).mask;
   }
 
   /** The mask that the log begins with, as if the model had just answered it. */
@@ -240,7 +251,7 @@ export class MaskSession {
     const { predicted_iou: predictedIou, stability_score: stabilityScore } = saved;
     const drawn = { logits, upscale: upscales.of(false), crop: null };
     const offered = [{ logits, predictedIou, drawn }];
-    this.given = { answer: null, how: AS_GIVEN, offered, chosen: 0, mask, stabilityScore };
+    this.given = { answer: null, snapped: false, offered, chosen: 0, mask, stabilityScore };
   }
 
   private async prompt(
@@ -251,25 +262,18 @@ export class MaskSession {
   ): Promise<void> {
     const seconds = this.lap();
     const prompt = this.promptWith(kind, coords, label);
-    const reply = this.replyTo(await this.ask(prompt, known), offeredChannels(prompt), null);
+    const snaps = this.snaps();
+    const answer = await this.ask(prompt, { snaps, zoomsIn: null, known });
+    const reply = this.replyTo(answer, offeredChannels(prompt), null, snaps);
     const mask = withStrokes(reply.mask, this.actions);
-    this.history = push(this.history, { kind, coords, label, seconds, reply, stroke: null, mask });
+    this.history = push(this.history, { kind, coords, label, seconds, reply, logged: null, stroke: null, mask });
   }
 
-  /** As its log says that it was answered, as far as it says. */
-  private again(answer: Answer, channels: readonly number[], logged: Logged): Reply {
-    const { output, snapped, zoomed_in: zoomedIn } = logged;
-    const asThen = zoomedIn === false ? { ...answer, near: undefined } : answer;
-    const reply = this.replyTo(asThen, channels, output, snapped ?? this.snaps());
-    return { ...reply, how: { snapped: snapped ?? reply.how.snapped, zoomedIn: zoomedIn ?? reply.how.zoomedIn } };
-  }
-
-  private replyTo(answer: Answer, channels: readonly number[], output: number | null, snaps = this.snaps()): Reply {
+  private replyTo(answer: Answer, channels: readonly number[], output: number | null, snaps: boolean): Reply {
     const offered = channels.map((channel) => this.outputOf(answer, channel, snaps));
     const best = offered.reduce((a, b) => (b.predictedIou > a.predictedIou ? b : a));
     const chosen = Math.min(output ?? offered.indexOf(best), offered.length - 1);
-    const how = { snapped: snaps && this.upscales.canSnap, zoomedIn: answer.near !== undefined };
-    return { answer, how, offered, chosen, ...enlarged(offered[chosen]) };
+    return { answer, snapped: snaps && this.upscales.canSnap, offered, chosen, ...enlarged(offered[chosen]) };
   }
 
   /** As it was drawn from nearer, if it is small enough for the crop. */
@@ -293,10 +297,9 @@ export class MaskSession {
   /** For as long as the crop stays the same. */
   private closer({ crop, superpixels }: Near): Upscales {
     const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
-    const own = this.upscales.canSnap ? superpixels : null; // both looks alike
     const last = this.lastCloser;
-    if (last && last.superpixels === own && sameSize(last.size, size)) return last;
-    return (this.lastCloser = new Upscales(size, this.upscales.imageSize, own));
+    if (last && last.superpixels === superpixels && sameSize(last.size, size)) return last;
+    return (this.lastCloser = new Upscales(size, this.upscales.imageSize, superpixels));
   }
 
   /** The last click's or box's answer; later strokes stay on top. */
@@ -304,7 +307,7 @@ export class MaskSession {
     const done = [...this.actions];
     const index = done.findLastIndex((action) => action.reply);
     let mask = withStrokes(reply.mask, done.slice(0, index));
-    done[index] = { ...done[index], reply, mask };
+    done[index] = { ...done[index], reply, logged: null, mask };
     for (let later = index + 1; later < done.length; later++) {
       mask = withStrokes(mask, [done[later]]);
       done[later] = { ...done[later], mask };
@@ -314,17 +317,20 @@ export class MaskSession {
 
   private logged(action: Action): Interaction {
     const { kind, label, seconds, reply, stroke } = action;
+    const made = action.logged ?? {
+      output: reply ? reply.chosen : null,
+      predicted_iou: reply ? reply.offered[reply.chosen].predictedIou : null,
+      snapped: reply ? reply.snapped : null,
+      zoomed_in: reply ? reply.answer?.near !== undefined : null,
+    };
     return {
       kind,
       coords: [...action.coords],
       label,
-      output: reply ? reply.chosen : null,
       seconds: rounded(seconds),
-      predicted_iou: reply ? reply.offered[reply.chosen].predictedIou : null,
       answer: encodeRle(action.mask, this.size),
       stroke: stroke ? encodeRle(stroke, this.size) : null,
-      snapped: reply ? reply.how.snapped : null,
-      zoomed_in: reply ? reply.how.zoomedIn : null,
+      ...made,
     };
   }
 

@@ -54,7 +54,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
       </div>
       {drawing?.canSnap && (
         <div role="group" aria-label="Edges">
-          <Toggle label="Snap" hint="S" on={workspace.tools.snaps} onClick={() => run("snap")} />
+          <Toggle label="Snap" hint="S" on={drawing.snaps} onClick={() => run("snap")} />
         </div>
       )}
       <div role="group" aria-label="Mask">

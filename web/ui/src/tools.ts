@@ -31,8 +31,13 @@ export class Tools {
     this.changed();
   }
 
-  toggle(what: "showOutlines" | "showUncovered" | "snaps"): void {
+  toggle(what: "showOutlines" | "showUncovered"): void {
     this[what] = !this[what];
+    this.changed();
+  }
+
+  snap(wanted: boolean): void {
+    this.snaps = wanted;
     this.changed();
   }
 

@@ -16,7 +16,7 @@ import { TaskLocks } from "./locks";
 import type { Box } from "./mask";
 import { OpenTask } from "./open_task";
 import type { ModelPrompt, Near } from "./prompt";
-import { Sleeper, untilReached } from "./retry";
+import { inTime, Sleeper, untilReached } from "./retry";
 import type { Size } from "./rle";
 import { type Change, SaveQueue, sendChange } from "./saving";
 import type { Superpixels } from "./snapped_upscale";
@@ -28,6 +28,8 @@ export type Phase = "claiming" | "working" | "submitting" | "waiting" | "away";
 
 const POLL_MILLISECONDS = 5000;
 const PROGRESS_MILLISECONDS = 20_000;
+/** An image is shown without superpixels then: they only make masks better. */
+const SUPERPIXELS_MILLISECONDS = 10_000;
 const AWAY_SECONDS = 20 * 60;
 const UNFINISHED = "A mask is not accepted yet: accept it with Enter or drop it with Esc.";
 
@@ -224,7 +226,8 @@ export class Workspace {
       trouble = `The image cannot be shown (${textOf(error)}): skip it with Ctrl+Space.`;
       return null;
     });
-    const cutUp = await superpixels.catch((error) => {
+    const again = superpixels.catch(() => this.superpixelsOf(task));
+    const cutUp = await inTime(again, SUPERPIXELS_MILLISECONDS).catch((error) => {
       trouble ||= `Masks will not follow the edges of this image: ${textOf(error)}`;
       return null;
     });
@@ -233,9 +236,10 @@ export class Workspace {
       return false;
     }
     const aids: Aids = {
-      lookCloser: (crop, prompt) => this.lookCloser(task, crop, prompt),
+      lookCloser: (crop, prompt) => this.lookCloser(task.image_id, cutUp !== null, crop, prompt),
       superpixels: cutUp,
       snaps: () => this.tools.snaps,
+      snap: (wanted) => this.tools.snap(wanted),
     };
     const open = new OpenTask(task, shown, aids, unsaved, this.decoder, {
       say: (message, isAlarm) => this.voice.say(message, isAlarm),
@@ -250,16 +254,15 @@ export class Workspace {
     return true;
   }
 
-  /** Nobody waits for ever for what only makes masks better. */
   private superpixelsOf(task: Task): Promise<Superpixels> {
     const ask = (): Promise<Superpixels> => this.api.superpixels(task.image_id);
     return untilReached(ask, (milliseconds) => this.sleeper.sleep(milliseconds), () => {}, 3);
   }
 
-  private async lookCloser({ image_id, snap }: Task, crop: Box, prompt: ModelPrompt): Promise<Near> {
+  private async lookCloser(imageId: Task["image_id"], canSnap: boolean, crop: Box, prompt: ModelPrompt): Promise<Near> {
     const [near, superpixels] = await Promise.all([
-      this.api.zoomIn(image_id, crop, prompt),
-      snap ? this.superpixelsNear(image_id, crop) : null,
+      this.api.zoomIn(imageId, crop, prompt),
+      canSnap ? this.superpixelsNear(imageId, crop) : null,
     ]);
     return { ...near, superpixels };
   }
@@ -275,15 +278,6 @@ export class Workspace {
       });
     }
     return this.near.superpixels;
-  }
-
-  /** Whether masks are made of superpixels: from now on, and of the one in the making. */
-  toggleSnap(): void {
-    const drawing = this.current?.drawing;
-    if (!drawing) return;
-    if (!drawing.canSnap) return this.voice.say("This image has no superpixels: its masks have the model's own edges.");
-    this.tools.toggle("snaps");
-    drawing.redraw();
   }
 
   /** Another image on the desk, or none; the one before is let go of. */

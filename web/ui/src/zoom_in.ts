@@ -6,6 +6,7 @@
 import { type Point, cropAround } from "./geometry";
 import { type Box, shareWithin } from "./mask";
 import { type Answer, channelOf, type ModelPrompt, type Near, offeredChannels, type Prompt, toModel } from "./prompt";
+import { inTime } from "./retry";
 import type { Size } from "./rle";
 import type { Enlarges } from "./upscale";
 
@@ -20,22 +21,25 @@ const NEAR_MILLISECONDS = 5_000;
 export class ZoomIn {
   constructor(
     private readonly size: Size,
-    private readonly upscale: () => Enlarges,
     private readonly lookCloser: LookCloser,
   ) {}
 
-  /** The answer, with a second one beside it where one of its outputs is small enough for the crop. */
-  async look(prompt: Prompt, far: Answer): Promise<Answer> {
+  /**
+   * The answer, with a second one beside it where one of its outputs is small enough for the crop.
+   *
+   * `upscale`: how those outputs are made into masks. `isNeeded`: the first answer alone will not do.
+   */
+  async look(prompt: Prompt, far: Answer, upscale: Enlarges, isNeeded = false): Promise<Answer> {
     const crop = cropAround(centreOf(prompt), this.size);
     if (!placesOf(prompt).every((place) => holds(crop, place))) return far;
-    const upscale = this.upscale();
     const isSmall = (channel: number): boolean => fits(upscale.enlarge(channelOf(far, channel)).mask, crop);
     if (!offeredChannels(prompt).some(isSmall)) return far;
     const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
     const asked = toModel(within(prompt, crop), size, 4 * upscale.side);
     try {
-      return { ...far, near: await inTime(this.lookCloser(crop, asked)) };
+      return { ...far, near: await inTime(this.lookCloser(crop, asked), NEAR_MILLISECONDS) };
     } catch (error) {
+      if (isNeeded) throw error;
       console.warn("no second look", error);
       return far;
     }
@@ -70,11 +74,4 @@ function within({ points, labels, box, maskInput }: Prompt, crop: Box): Prompt {
     box: box && box.map((value, index) => value - (index % 2 ? crop.y0 : crop.x0)),
     maskInput,
   };
-}
-
-function inTime<Value>(promise: Promise<Value>): Promise<Value> {
-  const late = new Promise<never>((_, reject) => {
-    setTimeout(() => reject(new Error(`no answer within ${NEAR_MILLISECONDS} ms`)), NEAR_MILLISECONDS);
-  });
-  return Promise.race([promise, late]);
 }

@@ -1,8 +1,11 @@
 import { beforeEach, expect, test } from "vitest";
 import type { Task } from "../src/api";
+import { area } from "../src/mask";
 import { OpenTask } from "../src/open_task";
 import type { Answer, ModelPrompt } from "../src/prompt";
+import { decodeRle } from "../src/rle";
 import type { Change } from "../src/saving";
+import type { Superpixels } from "../src/snapped_upscale";
 
 const SIDE = 8;
 const TASK = {
@@ -14,7 +17,16 @@ const TASK = {
 let asked: { prompt: ModelPrompt; answer: () => void }[];
 let saved: Change[];
 let said: string;
+let snaps: boolean;
 let open: OpenTask;
+
+/** Rows 3 to 9 of the image, and the others. */
+const STRIPE: Superpixels = {
+  width: 32,
+  height: 32,
+  atoms: Uint32Array.from({ length: 32 * 32 }, (_, at) => Number(at >= 3 * 32 && at < 10 * 32)),
+  segmentations: [Uint32Array.from([0, 1])],
+};
 
 function answerTo({ pointCoords: [[, y]] }: ModelPrompt): Answer {
   const row = Math.floor(y / 4);
@@ -37,8 +49,13 @@ const clicks = (): number[][][] =>
   saved.map((change) => (change.kind === "save" ? change.mask.interactions.map(({ coords }) => coords) : []));
 
 beforeEach(() => {
+  begin(null);
+});
+
+function begin(superpixels: Superpixels | null): void {
   asked = [];
   saved = [];
+  snaps = true;
   const decoder = {
     ask: (prompt: ModelPrompt) =>
       new Promise<Answer>((resolve) => asked.push({ prompt, answer: () => resolve(answerTo(prompt)) })),
@@ -47,8 +64,9 @@ beforeEach(() => {
   };
   const aids = {
     lookCloser: async () => Promise.reject(new Error("not asked for")),
-    superpixels: null,
-    snaps: () => true,
+    superpixels,
+    snaps: () => snaps,
+    snap: (wanted: boolean) => void (snaps = wanted),
   };
   open = new OpenTask(TASK, {} as ImageBitmap, aids, [], decoder, {
     say: (message) => void (said = message),
@@ -56,6 +74,42 @@ beforeEach(() => {
     save: (change) => void saved.push(change),
     isOpen: () => true,
   });
+}
+
+test("whether a mask is made of superpixels is changed in turn: not of one that is accepted before", async () => {
+  begin(STRIPE);
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.accept();
+  open.drawing.toggleSnap();
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.accept();
+  await answered();
+  const made = saved.map((change) =>
+    change.kind === "save" ? [area(decodeRle(change.mask.segmentation)), change.mask.interactions[0].snapped] : [],
+  );
+  expect(made).toEqual([[7 * 32, true], [4 * 32, false]]);
+});
+
+test("the mask in sight is what changes, whichever way the ones after it are made", async () => {
+  begin(STRIPE);
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.drawing.toggleSnap();
+  open.drawing.click({ x: 6, y: 6 }, 1);
+  open.drawing.toggleSnap(); // the second answer alone
+  await answered();
+  open.undo();
+  await answered();
+  expect([open.drawing.snaps, snaps, area(open.drawing.session.mask)]).toEqual([false, true, 4 * 32]);
+  open.drawing.toggleSnap();
+  await answered();
+  expect([open.drawing.snaps, snaps, area(open.drawing.session.mask)]).toEqual([true, true, 7 * 32]);
+});
+
+test("an image without superpixels says so", async () => {
+  open.drawing.toggleSnap();
+  await answered();
+  expect(said).toContain("no superpixels");
+  expect(snaps).toBe(true);
 });
 
 test("a click on the next object counts although the mask before is not answered yet", async () => {

@@ -30,6 +30,9 @@ test("what one can do without is asked for so often, and no more", async () => {
   const sleep = vi.fn(async () => {});
   await expect(untilReached(ask, sleep, () => {}, 3)).rejects.toThrow("down");
   expect([ask.mock.calls.length, sleep.mock.calls.length]).toEqual([3, 2]);
+  const errors = [new Refused(401, "sign in"), new Unreached("down"), new Refused(401, "sign in")];
+  const later = async () => (errors.length ? Promise.reject(errors.shift()) : "answer");
+  expect(await untilReached(later, sleep, () => {}, 2)).toBe("answer"); // being signed out does not count
 });
 
 test("whoever sleeps can be woken", async () => {

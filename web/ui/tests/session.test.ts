@@ -194,6 +194,8 @@ describe("masks of superpixels", () => {
     expect(said(session)).toEqual([false, null, true]);
     session.undo();
     expect(area(session.mask)).toBe(16 * 32 + 1);
+    snaps = false;
+    expect([session.redraw(), session.canRedo]).toEqual([false, true]); // it is so already
   });
 
   test("are taken up again as they were made, whatever is wanted now", async () => {
@@ -206,6 +208,18 @@ describe("masks of superpixels", () => {
     session.choose(0);
     expect([session.choose(1), area(session.mask)]).toEqual([true, 14 * 32]);
     expect(said(session)).toEqual([true]);
+  });
+
+  test("are logged as they were, as long as they are as they were", async () => {
+    const first = begun();
+    await first.click({ x: 3, y: 4 }, 1);
+    const saved = first.record() as MaskPayload;
+    const unsaid = { ...saved, interactions: saved.interactions.map((one) => ({ ...one, snapped: null, zoomed_in: null })) };
+    expect((await MaskSession.resume(unsaid, begun())).record()?.interactions).toEqual(unsaid.interactions);
+    const session = await MaskSession.resume(saved, begun(null)); // its superpixels cannot be had
+    expect(session.record()?.interactions).toEqual(saved.interactions);
+    session.choose(0);
+    expect([area(session.mask), said(session)?.[0]]).toEqual([8 * 32, false]);
   });
 
   test("there are none without superpixels, nor of what no prompt made", async () => {

@@ -10,7 +10,7 @@ const SIZE = { width: 96, height: 96 };
 const SIDE = 24; // of the logits: each cell is four image pixels wide
 const CELLS = SIDE ** 2;
 const upscales = new Upscales(SIZE, 4 * SIDE, null);
-const plain = () => upscales.of(false);
+const plain = upscales.of(false);
 /** Around a click at 48, 48. */
 const CROP = { x0: 32, y0: 32, x1: 64, y1: 64 };
 
@@ -36,7 +36,7 @@ function near(crop: Box): Near {
 }
 
 function begin(look: (crop: Box) => Promise<Near> = async (crop) => near(crop)): MaskSession {
-  const zoom = new ZoomIn(SIZE, plain, (crop, prompt) => {
+  const zoom = new ZoomIn(SIZE, (crop, prompt) => {
     asked.push({ crop, prompt });
     return look(crop);
   });
@@ -44,9 +44,10 @@ function begin(look: (crop: Box) => Promise<Near> = async (crop) => near(crop)):
     "id",
     upscales,
     () => false,
-    (prompt, known) => {
+    async (prompt, { zoomsIn, known }) => {
       prompts.push(prompt);
-      return zoom.look(prompt, known ?? FAR);
+      const far = known ?? FAR;
+      return zoomsIn === false ? far : zoom.look(prompt, far, plain, zoomsIn === true);
     },
     () => 0,
   );
@@ -117,14 +118,18 @@ test("the log says which answers were looked at twice, and they are taken up aga
   const again = await MaskSession.resume(unseen, begin());
   again.undo();
   expect(again.choices).toEqual([0.6, 0.7, 0.8]);
+  asked = [];
   expect((await MaskSession.resume(saved, begin())).record()).toEqual(saved);
+  expect(asked.length).toBe(1); // of the first alone
+  const failing = begin(() => Promise.reject(new Error("the server cannot be reached")));
+  await expect(MaskSession.resume(saved, failing)).rejects.toThrow("cannot be reached");
 });
 
 test("large answers ask for no second look", async () => {
-  const zoom = new ZoomIn(SIZE, plain, () => Promise.reject(new Error("not asked for")));
+  const zoom = new ZoomIn(SIZE, () => Promise.reject(new Error("not asked for")));
   const large = { ...FAR, lowResMasks: squares(9, 11, 8, 6) };
   const prompt = { points: [{ x: 48, y: 48 }], labels: [1], box: null, maskInput: null };
-  expect(await zoom.look(prompt, large)).toBe(large);
+  expect(await zoom.look(prompt, large, plain)).toBe(large);
 });
 
 test("a second look that fails or is late leaves the first answer", async () => {
