@@ -34,7 +34,7 @@ def rounds_table(store: Store, config: EngineConfig, rounds: Rounds) -> Table:
         "masks",
         "masks/image",
         "seconds/mask",
-        "held-out mIoU, 1 click",
+        "mIoU, 1 click",
     ):
         table.add_column(heading, justify="right")
     table.add_column("checkpoint", no_wrap=True)
@@ -111,7 +111,7 @@ def _kept(outcome: RoundOutcome) -> str:
     if trained is None:
         return " (kept)"
     better = kept is not None and trained.miou_1_click > kept.miou_1_click
-    but = ", worse after more clicks" if better else ""
+    but = ", less later" if better else ""  # after more clicks
     return f" (kept; trained one at {trained.miou_1_click:.3f}{but})"
 
 

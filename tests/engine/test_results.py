@@ -21,7 +21,7 @@ def evaluation(one: float, three: float) -> Evaluation:
     ("trained", "said"),
     [
         (evaluation(0.4, 0.8), " (kept; trained one at 0.400)"),
-        (evaluation(0.61, 0.7), " (kept; trained one at 0.610, worse after more clicks)"),
+        (evaluation(0.61, 0.7), " (kept; trained one at 0.610, less later)"),
         (None, " (kept)"),
     ],
 )
