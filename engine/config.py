@@ -206,24 +206,29 @@ def describe(error: ValidationError) -> str:
 def with_images(config: EngineConfig, source: ListedSource) -> EngineConfig:
     """The same run over other images.
 
-    Stages one and two need true masks for the simulated annotator, so a source that brings none
-    keeps the fully automatic rounds only.
+    Stages one and two need true masks for the simulated annotator, and held-out images to evaluate
+    on, so a source that brings none keeps the fully automatic rounds only, and all its images. All
+    rounds have the one source; one that takes whatever there is comes after the others.
     """
     rounds = [
         round_config.model_copy(update={"source": source.name})
         for round_config in config.rounds
         if isinstance(source, CocoSource) or round_config.stage is StageName.FULLY_AUTOMATIC
     ]
+    rounds.sort(key=lambda round_config: round_config.images is None)
     if not rounds:
         raise ConfigError(
             f"{source.name} has no annotations, and {config.name} has no fully automatic round; "
             "give a COCO-style JSON or another config"
         )
-    changes = {
+    changes: dict[str, Any] = {
+        "name": source.name,
         "sources": [source.model_dump(mode="json")],
         "rounds": [round_config.model_dump(mode="json") for round_config in rounds],
         "evaluation": {"sources": None},
     }
+    if not isinstance(source, CocoSource):
+        changes["corpus"] = {"held_out_fraction": 0.0}
     return changed(config, changes)
 
 

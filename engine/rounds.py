@@ -92,6 +92,7 @@ def run_rounds(
     if swept := store.sweep(STAGED_FILES_LIVE_SECONDS):
         log.info("swept %d files that killed writers left", swept)
     run = open_run(store, config, progress, machines)
+    _check_images(run)
     _check_promotion(run)
     current = _start(run)
     by_checkpoint = {current.checkpoint: current}
@@ -122,6 +123,21 @@ def _check_queue(store: Store, config: EngineConfig) -> None:
         "that have moved with it",
         *(public_url(url) if url else "the run's own SQLite" for url in (before, now)),
     )
+
+
+def _check_images(run: Run) -> None:
+    """Every round has images left by those before it: known now, not after hours of the others."""
+    left: dict[str, int] = {}
+    for index, mine in enumerate(run.config.rounds):
+        usable = len(run.corpus.select(sources=[mine.source], split="train"))
+        here = left.get(mine.source, usable)
+        if here == 0:
+            raise ConfigError(
+                f"round {index} ({mine.stage}) has no images left: source {mine.source} has "
+                f"{usable} usable ones that are not held out, and earlier rounds take them all; "
+                "add images or shorten those rounds"
+            )
+        left[mine.source] = 0 if mine.images is None else max(0, here - mine.images)
 
 
 def _check_promotion(run: Run) -> None:
@@ -185,12 +201,6 @@ def _run_round(run: Run, index: int, current: RoundOutcome) -> RoundOutcome:
 def _plan(run: Run, index: int, checkpoint: str) -> RoundPlan:
     mine = run.config.rounds[index]
     image_ids = choose_images(run.config, run.corpus, index)
-    if len(image_ids) == 0:
-        raise ConfigError(
-            f"round {index} ({mine.stage}) has no images left: source {mine.source} has "
-            f"{len(run.corpus.select(sources=[mine.source], split='train'))} usable ones that are "
-            "not held out, and earlier rounds take them all; add images or shorten those rounds"
-        )
     unknown = len(np.setdiff1d(image_ids, run.truth.image_ids))
     simulated = mine.stage is not StageName.FULLY_AUTOMATIC and mine.annotator == "simulated"
     if unknown and simulated:

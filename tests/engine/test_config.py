@@ -253,16 +253,25 @@ def test_a_frozen_config_of_another_version_is_refused_in_words(store: LocalStor
 def test_a_config_can_be_run_over_other_images_with_annotations() -> None:
     mine = CocoSource(name="mine", annotations="/data/mine.json")
     config = with_images(changed(evaluation={"sources": ["photos"]}), mine)
-    assert config.sources == (mine,)
+    assert (config.name, config.sources) == ("mine", (mine,))
     assert [r.source for r in config.rounds] == ["mine", "mine"]
     assert config.evaluation.sources is None
     assert config.rounds[0].images == 5
+    assert config.corpus.held_out_fraction > 0
+
+
+def test_the_demo_over_annotated_images_leaves_some_for_every_round() -> None:
+    config = with_images(load_config("demo"), CocoSource(name="mine", annotations="/mine.json"))
+    stages = [StageName.ASSISTED_MANUAL, StageName.ASSISTED_MANUAL, StageName.SEMI_AUTOMATIC]
+    assert [r.stage for r in config.rounds] == [*stages, StageName.FULLY_AUTOMATIC]
+    assert [r.images is None for r in config.rounds] == [False, False, False, True]
 
 
 def test_images_without_annotations_keep_the_automatic_rounds_only() -> None:
     mine = FolderSource(name="mine", path="/data/mine")
     config = with_images(changed(), mine)
     assert [r.stage for r in config.rounds] == [StageName.FULLY_AUTOMATIC]
+    assert config.corpus.held_out_fraction == 0  # there is nothing to evaluate by
     manual = changed(rounds=[{"stage": "assisted_manual", "source": "photos"}])
     with pytest.raises(ConfigError, match="mine has no annotations"):
         with_images(manual, mine)

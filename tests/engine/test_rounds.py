@@ -202,6 +202,14 @@ def test_rounds_that_cannot_be_run_say_why_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_round_that_will_have_no_images_is_found_before_any_is_run(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, [UNTRAINED, UNTRAINED], num_images=2)
+    with pytest.raises(ConfigError, match="round 1"):
+        run.run()
+    assert load_start(run.store) is None
+    assert not run.store.exists(layout.plan_path(run.config.round_folder(0)))
+
+
 def test_a_simulated_annotator_without_ground_truth_is_refused(tmp_path: Path) -> None:
     run = TinyRun(tmp_path, [UNTRAINED], num_images=2)
     folder = {"kind": "folder", "name": "drawn", "path": str(run.images / "images")}
