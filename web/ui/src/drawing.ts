@@ -23,8 +23,8 @@ export interface Aids {
   /** Null where masks are not made of them. */
   superpixels: Superpixels | null;
   /** Whether the annotator wants masks made of superpixels. */
-  snaps(): boolean;
-  snap(wanted: boolean): void;
+  wantsSnap(): boolean;
+  wantSnap(wanted: boolean): void;
 }
 
 export class Drawing {
@@ -86,7 +86,7 @@ export class Drawing {
   async resume({ id, payload, base }: AcceptedMask): Promise<void> {
     const { drops } = this;
     this.stopHover();
-    const empty = new MaskSession(id, this.upscales, this.aids.snaps, this.ask, this.clock, payload.seconds);
+    const empty = new MaskSession(id, this.upscales, this.aids.wantsSnap, this.ask, this.clock, payload.seconds);
     const session = await MaskSession.resume(payload, empty, base);
     if (drops !== this.drops) return;
     this.use(session, id);
@@ -143,7 +143,7 @@ export class Drawing {
 
   /** Whether the mask in the making is made of superpixels, or the next one will be. */
   get snaps(): boolean {
-    return this.session.snapped ?? this.aids.snaps();
+    return this.session.snapped ?? this.aids.wantsSnap();
   }
 
   /** Makes the mask in the making of superpixels, or no longer; and those after it. */
@@ -151,10 +151,11 @@ export class Drawing {
     void this.inTurn(async () => {
       if (!this.canSnap) return this.voice.say("This image has no superpixels: its masks have the model's own edges.");
       const snaps = !this.snaps;
-      this.aids.snap(snaps);
+      this.aids.wantSnap(snaps);
       this.stopHover();
-      this.session.redraw();
-      this.describe(snaps ? "Edges are those of the image. " : "Edges are the model's own. ");
+      const edges = snaps ? "Edges are those of the image. " : "Edges are the model's own. ";
+      if (this.session.redraw() || this.session.isEmpty) this.describe(edges);
+      else this.voice.say(`From the next click on: ${edges}`);
     });
   }
 
@@ -228,7 +229,7 @@ export class Drawing {
   }
 
   private emptySession(): MaskSession {
-    return new MaskSession(newId(), this.upscales, this.aids.snaps, this.ask, this.clock);
+    return new MaskSession(newId(), this.upscales, this.aids.wantsSnap, this.ask, this.clock);
   }
 
   private readonly ask: Ask = async (prompt, { snaps, zoomsIn, known }) => {

@@ -117,7 +117,10 @@ export class OpenTask {
       if (drawing.isTouched) {
         return hooks.say("A mask is in the making: accept it with Enter or drop it with Esc first.", true);
       }
-      await drawing.resume(accepted);
+      await drawing.resume(accepted).catch((error) => {
+        drawing.drop(); // or the clicks that wait for it would begin another mask
+        throw error;
+      });
       if (!finished.find(id)) drawing.drop(); // it was deleted meanwhile
     });
   }

@@ -73,14 +73,14 @@ export class MaskSession {
   private readonly began: number;
 
   /**
-   * `id`: under which the mask is saved. `snaps`: whether the annotator wants masks made of
+   * `id`: under which the mask is saved. `wantsSnap`: whether the annotator wants masks made of
    * superpixels. `clock`: active seconds, of any origin. `earlierSeconds`: spent on the mask before
    * it was taken up again.
    */
   constructor(
     readonly id: string,
     private readonly upscales: Upscales,
-    private readonly snaps: () => boolean,
+    private readonly wantsSnap: () => boolean,
     private readonly ask: Ask,
     private readonly clock: () => number,
     private readonly earlierSeconds = 0,
@@ -103,12 +103,13 @@ export class MaskSession {
         session.history = push(session.history, { ...action, reply: null, stroke: drawn });
       } else {
         const prompt = session.promptWith(kind, coords, label);
-        const asking = { snaps: logged.snapped ?? false, zoomsIn: logged.zoomed_in, known: null };
+        const asking = { snaps: logged.snapped ?? session.upscales.canSnap, zoomsIn: logged.zoomed_in, known: null };
         const again = await session.ask(prompt, asking);
         const reply = session.replyTo(again, offeredChannels(prompt), logged.output, asking.snaps);
         session.history = push(session.history, { ...action, reply, stroke: null });
       }
     }
+    session.keepScores(saved);
     return session;
   }
 
@@ -208,9 +209,9 @@ export class MaskSession {
   /** The last answer's mask as it is wanted now, of superpixels or not. False when it is so already. */
   redraw(): boolean {
     const reply = this.lastReply;
-    if (!reply?.answer || reply.snapped === this.snaps()) return false;
+    if (!reply?.answer || reply.snapped === this.wantsSnap()) return false;
     const channels = reply.offered.length > 1 ? SEVERAL : SINGLE;
-    this.replaceLast(this.replyTo(reply.answer, channels, reply.chosen, this.snaps()));
+    this.replaceLast(this.replyTo(reply.answer, channels, reply.chosen, this.wantsSnap()));
     return true;
   }
 
@@ -235,13 +236,21 @@ export class MaskSession {
       predicted_iou: reply.offered[reply.chosen].predictedIou,
       stability_score: reply.stabilityScore,
       seconds: rounded(this.seconds),
-      interactions: this.actions.map((action) => this.logged(action)),
+      interactions: this.actions.map((action) => this.interactionOf(action)),
     };
   }
 
   /** What the model's answer to the first prompt of a mask looks like before it is clicked. */
   preview(answer: Answer): Mask {
-    return this.replyTo(answer, SEVERAL, null, this.snaps()).mask;
+    return this.replyTo(answer, SEVERAL, null, this.wantsSnap()).mask;
+  }
+
+  /** Those of its last answer, also where that could not be made again as it was. */
+  private keepScores(saved: MaskPayload): void {
+    const reply = this.lastReply;
+    if (!reply) return;
+    reply.offered[reply.chosen].predictedIou = saved.predicted_iou;
+    reply.stabilityScore = saved.stability_score;
   }
 
   /** The mask that the log begins with, as if the model had just answered it. */
@@ -262,7 +271,7 @@ export class MaskSession {
   ): Promise<void> {
     const seconds = this.lap();
     const prompt = this.promptWith(kind, coords, label);
-    const snaps = this.snaps();
+    const snaps = this.snapped ?? this.wantsSnap(); // as the mask in sight
     const answer = await this.ask(prompt, { snaps, zoomsIn: null, known });
     const reply = this.replyTo(answer, offeredChannels(prompt), null, snaps);
     const mask = withStrokes(reply.mask, this.actions);
@@ -315,7 +324,7 @@ export class MaskSession {
     this.history = { done, undone: [] };
   }
 
-  private logged(action: Action): Interaction {
+  private interactionOf(action: Action): Interaction {
     const { kind, label, seconds, reply, stroke } = action;
     const made = action.logged ?? {
       output: reply ? reply.chosen : null,

@@ -54,7 +54,7 @@ export function Toolbar(props: { workspace: Workspace; run: (command: Command) =
       </div>
       {drawing?.canSnap && (
         <div role="group" aria-label="Edges">
-          <Toggle label="Snap" hint="S" on={drawing.snaps} onClick={() => run("snap")} />
+          <Toggle label="Snap" hint="S" on={drawing.snaps} disabled={!isWorking} onClick={() => run("snap")} />
         </div>
       )}
       <div role="group" aria-label="Mask">
@@ -126,10 +126,11 @@ function Button(props: {
   );
 }
 
-function Toggle(props: { label: string; hint: string; on: boolean; onClick: () => void }) {
+function Toggle(props: { label: string; hint: string; on: boolean; disabled?: boolean; onClick: () => void }) {
+  const { hint, on, disabled, onClick } = props;
   return (
-    <button type="button" aria-pressed={props.on} aria-keyshortcuts={props.hint} onClick={props.onClick}>
-      {props.label} <kbd>{props.hint}</kbd>
+    <button type="button" aria-pressed={on} aria-keyshortcuts={hint} disabled={disabled} onClick={onClick}>
+      {props.label} <kbd>{hint}</kbd>
     </button>
   );
 }

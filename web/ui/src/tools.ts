@@ -12,7 +12,7 @@ export class Tools {
   showUncovered = false;
   hidden = false;
   /** Masks are made of superpixels, where an image has some. */
-  snaps = true;
+  wantsSnap = true;
   /** Id of the mask that the mouse or the keyboard points at in the list. */
   pointed: string | null = null;
 
@@ -36,8 +36,8 @@ export class Tools {
     this.changed();
   }
 
-  snap(wanted: boolean): void {
-    this.snaps = wanted;
+  wantSnap(wanted: boolean): void {
+    this.wantsSnap = wanted;
     this.changed();
   }
 

@@ -238,8 +238,8 @@ export class Workspace {
     const aids: Aids = {
       lookCloser: (crop, prompt) => this.lookCloser(task.image_id, cutUp !== null, crop, prompt),
       superpixels: cutUp,
-      snaps: () => this.tools.snaps,
-      snap: (wanted) => this.tools.snap(wanted),
+      wantsSnap: () => this.tools.wantsSnap,
+      wantSnap: (wanted) => this.tools.wantSnap(wanted),
     };
     const open = new OpenTask(task, shown, aids, unsaved, this.decoder, {
       say: (message, isAlarm) => this.voice.say(message, isAlarm),

@@ -14,7 +14,7 @@ const TASK = {
 } as unknown as Task;
 
 /** The decoder's answers come when `answer` is called; every output is a row of cells, at the prompt's height. */
-let asked: { prompt: ModelPrompt; answer: () => void }[];
+let asked: { prompt: ModelPrompt; answer: () => void; fail: () => void }[];
 let saved: Change[];
 let said: string;
 let snaps: boolean;
@@ -58,15 +58,17 @@ function begin(superpixels: Superpixels | null): void {
   snaps = true;
   const decoder = {
     ask: (prompt: ModelPrompt) =>
-      new Promise<Answer>((resolve) => asked.push({ prompt, answer: () => resolve(answerTo(prompt)) })),
+      new Promise<Answer>((resolve, reject) =>
+        asked.push({ prompt, answer: () => resolve(answerTo(prompt)), fail: () => reject(new Error("no answer")) }),
+      ),
     hover: async () => null,
     dropHover: () => {},
   };
   const aids = {
     lookCloser: async () => Promise.reject(new Error("not asked for")),
     superpixels,
-    snaps: () => snaps,
-    snap: (wanted: boolean) => void (snaps = wanted),
+    wantsSnap: () => snaps,
+    wantSnap: (wanted: boolean) => void (snaps = wanted),
   };
   open = new OpenTask(TASK, {} as ImageBitmap, aids, [], decoder, {
     say: (message) => void (said = message),
@@ -100,6 +102,9 @@ test("the mask in sight is what changes, whichever way the ones after it are mad
   open.undo();
   await answered();
   expect([open.drawing.snaps, snaps, area(open.drawing.session.mask)]).toEqual([false, true, 4 * 32]);
+  open.drawing.click({ x: 7, y: 6 }, 1);
+  await answered();
+  expect([open.drawing.snaps, area(open.drawing.session.mask)]).toEqual([false, 4 * 32]); // so is the next answer
   open.drawing.toggleSnap();
   await answered();
   expect([open.drawing.snaps, snaps, area(open.drawing.session.mask)]).toEqual([true, true, 7 * 32]);
@@ -132,6 +137,20 @@ test("what waits for the model is dropped with the mask in the making, and nothi
   open.accept();
   await answered();
   expect(clicks()).toEqual([[[5, 20]]]);
+});
+
+test("clicks for a mask that could not be taken up begin no other", async () => {
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.accept();
+  await answered();
+  open.edit(open.finished.accepted[0].id);
+  open.drawing.click({ x: 5, y: 20 }, 1);
+  open.accept();
+  await settled();
+  asked.shift()?.fail();
+  await answered();
+  expect(clicks()).toEqual([[[5, 6]]]);
+  expect(open.drawing.session.isEmpty).toBe(true);
 });
 
 test("a mask is not taken up over one whose click is not answered yet", async () => {
