@@ -175,7 +175,8 @@ def test_nobody_keeps_more_of_an_image_than_there_is_room_for(
     assert [save(client, task, drawn(), mask_id) for mask_id in kept] == [204] * 3
     assert save(client, task, drawn()) == 413
     assert save(client, task, drawn(), kept[0]) == 204  # in its own place
-    monkeypatch.setattr(engine.drafts, "MAX_CHARACTERS", 3 * len(json.dumps(drawn())))
+    stored = [draft.content for draft in office.desk.queue.drafts(task["task_id"])]
+    monkeypatch.setattr(engine.drafts, "MAX_CHARACTERS", sum(map(len, stored)))
     long = drawn(interactions=[CLICK] * 20)
     assert save(client, task, long, kept[0]) == 413
     url = f"/api/tasks/{task['task_id']}/masks/{kept[1]}"
