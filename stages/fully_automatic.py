@@ -265,7 +265,8 @@ def _decode(
     else:
         question = Prompts(boxes=transform.apply_boxes(given))
     reading = decoder.read(question, multimask_output=prompts.shape[1] == 2)
-    confident = reading.predicted_iou * predictor.upscale.largest_gain > filters.pred_iou_thresh
+    least = predictor.upscale.least_of_head(filters.pred_iou_thresh)
+    confident = reading.predicted_iou > least
     drops[DropReason.LOW_PREDICTED_IOU] += int((~confident).sum())
     (promising,) = torch.nonzero(confident.any(dim=1), as_tuple=True)
     low_res = decoder.masks(reading, promising)[confident[promising]]

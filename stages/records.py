@@ -91,7 +91,7 @@ class MaskRecord(Record):
     """Pixels."""
     predicted_iou: float
     """Regressed by the IoU head, not clamped: may slightly exceed 1. Of a mask made of superpixels
-    in proportion to their agreement."""
+    its geometric mean with the stability score."""
     stability_score: float
     """IoU between the mask cut at +offset and the mask cut at -offset. Of a mask made of
     superpixels their agreement (`stages/superpixels.py`)."""

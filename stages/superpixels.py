@@ -1,15 +1,16 @@
 """Masks whose edges are those of the image: an answer is laid on its superpixels.
 
-A model that has seen little knows roughly where an object is and badly where it ends; colours know
-the reverse. So the image is cut into regions of one colour (Felzenszwalb & Huttenlocher, "Efficient
-Graph-Based Image Segmentation", 2004), several times from fine to coarse, and each region takes the
-mean of the model's probabilities in it. What lies in the object by the mean over all segmentations
-is the mask. Where fine and coarse regions agree with it, it most often is an object: this agreement
-stands for the stability score, and the predicted IoU is in proportion to it. Measured in
-docs/log.md.
+A model that has seen little knows roughly where an object is and badly where it ends; edges and
+colours know the reverse. So the image is cut up several times, from fine to coarse: along its edges
+(`stages/region_tree.py`), and into regions of one colour (Felzenszwalb & Huttenlocher, "Efficient
+Graph-Based Image Segmentation", 2004). Each region takes the mean of the model's probabilities in
+it, and what lies in the object by the mean over all segmentations is the mask. Where fine and
+coarse regions agree with it, and where edges alone would make nearly the same region, it most often
+is an object: this agreement stands for the stability score, and has half a say in the predicted
+IoU. Measured in docs/log.md.
 """
 
-# Axes: N masks, A atoms, K segmentations, s the side of low-resolution logits, (H, W) work frame.
+# Axes: N masks, A atoms, K segmentations, M unions, s the side of logits, (H, W) work frame.
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +19,23 @@ from scipy import sparse
 from skimage.segmentation import felzenszwalb
 from torch import Tensor
 
+from model.edge_detector import shipped_edge_detector
 from model.transforms import ResizeLongestSide
+from stages.region_tree import RegionTree
 from stages.rle import Mask
 from stages.windows import Axis, Window, trimmed
 
 SIDE = 512
 """Longest side of the work frame, in which the image is cut up."""
-SCALES = (30.0, 60.0, 120.0, 240.0)
-"""How unlike the two sides of a border must be, from fine to coarse; of the K segmentations."""
+EDGES = (0.03, 0.08, 0.15, 0.3, 0.5)
+"""How strong an edge must be to part superpixels, from fine to coarse: the first segmentations."""
+SCALES = (30.0, 60.0, 120.0)
+"""How unlike in colour the two sides of a border must be: the others."""
 SIGMA = 0.5
 MIN_SIZE = 20
 """Work frame pixels of the smallest superpixel."""
 MARGIN = 2
 """Work frame pixels around a mask that enlarging it looks at."""
-USUAL_AGREEMENT = 0.8
-"""Of answers to clicks (docs/log.md): with it, a snapped mask is worth what the model says."""
 
 Values = NDArray[np.float64]
 
@@ -48,10 +51,14 @@ class Superpixels:
         self.size_hw = (pixels.shape[0], pixels.shape[1])
         height, width = ResizeLongestSide(self.size_hw, SIDE).size_hw_input
         resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        colours = np.asarray(resized) / 255
+        colours = np.asarray(resized)
+        tree = RegionTree.of(shipped_edge_detector().strength(colours)).coarsened(EDGES[0])
         segmentations = [
-            felzenszwalb(colours, scale=scale, sigma=SIGMA, min_size=MIN_SIZE).ravel()
-            for scale in SCALES
+            *(tree.cut(strength)[tree.regions].ravel() for strength in EDGES),
+            *(
+                felzenszwalb(colours / 255, scale=scale, sigma=SIGMA, min_size=MIN_SIZE).ravel()
+                for scale in SCALES
+            ),
         ]
         atoms = segmentations[0]
         for segmentation in segmentations[1:]:
@@ -62,6 +69,7 @@ class Superpixels:
         self.areas = np.bincount(atoms).astype(np.float64)
         """(A,) pixels."""
         self.segmentations = tuple(Segmentation(one[first], self.areas) for one in segmentations)
+        self.unions = Unions(tree.nodes, self.segmentations[0].members, self.areas)
 
 
 class Segmentation:
@@ -83,11 +91,37 @@ class Segmentation:
         return means[self.members]
 
 
+class Unions:
+    """All that edges alone put together, to compare masks with."""
+
+    def __init__(self, nodes: NDArray[np.intp], members: NDArray[np.intp], areas: Values) -> None:
+        """
+        Args:
+            nodes: (M, 2), runs of superpixels: from the first number up to but without the second.
+            members: (A,) which superpixel an atom belongs to.
+            areas: (A,) of the atoms.
+        """
+        self.nodes = nodes
+        self._pixels = sparse.csr_array((areas, (members, np.arange(len(members)))))
+        self._areas = self._shared_with(np.ones((len(areas), 1), dtype=np.bool_))
+
+    def best_iou(self, masks: Mask) -> Values:
+        """(N,) of masks (A, N): the IoU with the union that is most like it."""
+        shared = self._shared_with(masks)
+        either = self._areas + self._pixels.sum(axis=0) @ masks - shared
+        ious: Values = (shared / either).max(axis=0)
+        return ious
+
+    def _shared_with(self, masks: Mask) -> Values:
+        """(M, N) pixels."""
+        up_to = np.cumsum(self._pixels @ masks.astype(np.float64), axis=0)
+        up_to = np.concatenate((np.zeros((1, masks.shape[1])), up_to))
+        shared: Values = up_to[self.nodes[:, 1]] - up_to[self.nodes[:, 0]]
+        return shared
+
+
 class SnappedUpscale:
     """Low-resolution logits to masks made of superpixels; stands where `WindowedUpscale` stands."""
-
-    largest_gain = 1 / USUAL_AGREEMENT
-    """Of a predicted IoU over what the head says."""
 
     def __init__(self, transform: ResizeLongestSide, superpixels: Superpixels) -> None:
         if superpixels.size_hw != transform.size_hw_orig:
@@ -115,8 +149,9 @@ class SnappedUpscale:
     def stability(
         self, low_res_masks: Tensor, *, threshold: float, offset: float
     ) -> NDArray[np.float64]:
-        """(N,) how well the single segmentations agree with the mask that they make together: their
-        mean IoU with it; nan where it is empty.
+        """(N,) how well the single segmentations agree with the mask that they make together, their
+        mean IoU with it, times its IoU with the union of superpixels most like it; nan where it is
+        empty.
 
         Args:
             low_res_masks: (N, s, s) logits, float32, on the CPU.
@@ -128,14 +163,20 @@ class SnappedUpscale:
             (areas @ (together & alone)) / np.maximum(areas @ (together | alone), 1)
             for alone in apart
         ]
-        return np.where(together.any(axis=0), np.mean(ious, axis=0), np.nan)
+        agreement = np.mean(ious, axis=0) * self._superpixels.unions.best_iou(together)
+        return np.where(together.any(axis=0), agreement, np.nan)
 
     def predicted_iou(
         self, of_head: NDArray[np.float32], stability: NDArray[np.float64]
     ) -> NDArray[np.float32]:
-        """(N,) what a snapped mask is worth, by what the model says of its own."""
-        agreement = np.nan_to_num(stability) / USUAL_AGREEMENT
-        return (of_head * agreement).astype(np.float32)
+        """(N,) the geometric mean of what the model says of its own masks and the agreement."""
+        product = np.clip(of_head, 0, None) * np.nan_to_num(stability)
+        worth: NDArray[np.float32] = np.sqrt(product).astype(np.float32)
+        return worth
+
+    def least_of_head(self, pred_iou_thresh: float) -> float:
+        """What the model must say at least where a mask is to be worth more than a threshold."""
+        return pred_iou_thresh**2 if pred_iou_thresh >= 0 else -np.inf
 
     def mask(self, low_res_mask: Tensor, *, threshold: float) -> Window | None:
         """The mask of logits (s, s) above the threshold; None when it is empty."""

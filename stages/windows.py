@@ -72,9 +72,6 @@ class Axis:
 class WindowedUpscale:
     """Low-resolution logits to masks in the frame of the embedded image."""
 
-    largest_gain = 1.0
-    """Of a predicted IoU over what the head says."""
-
     def __init__(self, transform: ResizeLongestSide) -> None:
         low_res, square = transform.image_size // 4, transform.image_size
         (h, w), (height, width) = transform.size_hw_input, transform.size_hw_orig
@@ -104,6 +101,10 @@ class WindowedUpscale:
     ) -> NDArray[np.float32]:
         """(N,) as the model says."""
         return of_head
+
+    def least_of_head(self, pred_iou_thresh: float) -> float:
+        """What the model must say at least where a mask is to be worth more than a threshold."""
+        return pred_iou_thresh
 
     def mask(self, low_res_mask: Tensor, *, threshold: float) -> Window | None:
         """The mask of logits (s, s) above the threshold; None when it is empty."""

@@ -22,12 +22,13 @@ Key = TypeVar("Key")
 
 
 def packed(superpixels: Superpixels) -> bytes:
-    """gzip of little-endian uint32: height, width, A atoms, K segmentations; then the atom of each
-    pixel of the work frame, rows first, and of each segmentation the superpixel of each atom."""
+    """gzip of little-endian uint32: height, width, A atoms, K segmentations, M unions; then the
+    atom of each pixel of the work frame, rows first, of each segmentation the superpixel of each
+    atom, and the first superpixel of each union and the one after its last."""
     atoms, members = superpixels.atoms, [one.members for one in superpixels.segmentations]
-    values = np.concatenate(
-        [(*atoms.shape, len(superpixels.areas), len(members)), atoms.ravel(), *members]
-    )
+    unions = superpixels.unions.nodes
+    sizes = (*atoms.shape, len(superpixels.areas), len(members), len(unions))
+    values = np.concatenate([sizes, atoms.ravel(), *members, unions.ravel()])
     return gzip.compress(values.astype("<u4").tobytes(), LEVEL, mtime=0)
 
 

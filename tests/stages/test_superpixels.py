@@ -15,12 +15,13 @@ from stages.predictor import Pixels, Predictor, embed
 from stages.prompts import mask_iou
 from stages.rle import Mask, encode_rle
 from stages.superpixels import (
+    EDGES,
     SCALES,
     SIDE,
-    USUAL_AGREEMENT,
     Segmentation,
     SnappedUpscale,
     Superpixels,
+    Unions,
 )
 from stages.zoom_in import predictor_of
 
@@ -105,6 +106,11 @@ def test_means_are_those_of_the_enlarged_answer_over_every_superpixel() -> None:
             levels.append(segmentation.smoothed(of_atoms[:, None])[labels, 0])
         together = np.mean(levels, axis=0) > 0
         agreement = np.mean([mask_iou(level > 0, together) for level in levels])
+        finest = superpixels.segmentations[0].members[labels]
+        agreement *= max(
+            mask_iou((first <= finest) & (finest < end), together)
+            for first, end in superpixels.unions.nodes
+        )
         plain.append((together.reshape(superpixels.atoms.shape), agreement))
 
     stability = upscale.stability(logits, threshold=0.0, offset=1.0)
@@ -122,7 +128,7 @@ def test_means_are_those_of_the_enlarged_answer_over_every_superpixel() -> None:
 def test_a_superpixel_has_the_mean_of_its_atoms_by_their_area() -> None:
     superpixels = Superpixels(colourful((200, 300)))
     values = np.random.default_rng(0).normal(size=(len(superpixels.areas), 2))
-    assert len(superpixels.segmentations) == len(SCALES)
+    assert len(superpixels.segmentations) == len(EDGES) + len(SCALES)
     for segmentation in superpixels.segmentations:
         smoothed = segmentation.smoothed(values)
         assert superpixels.areas @ smoothed == pytest.approx(superpixels.areas @ values)
@@ -134,17 +140,17 @@ def test_all_that_one_colour_fills_is_agreed_upon_and_nothing_has_no_score() -> 
     upscale = upscale_of(painted())
     answers = torch.stack([blob((18, 29), 10), torch.full((64, 64), -5.0)])
     box, nothing = upscale.stability(answers, threshold=0.0, offset=1.0)
-    assert box > 0.98
+    assert box > 0.95
     assert np.isnan(nothing)
     assert upscale.mask(answers[1], threshold=0.0) is None
-    head = np.array([0.7, 0.6], dtype=np.float32)
-    worth = upscale.predicted_iou(head, np.array([USUAL_AGREEMENT / 2, np.nan]))
-    assert worth.tolist() == pytest.approx([0.35, 0])
+    head = np.array([0.8, 0.6, -0.1], dtype=np.float32)
+    worth = upscale.predicted_iou(head, np.array([0.2, np.nan, 1]))
+    assert worth.tolist() == pytest.approx([0.4, 0, 0])
 
 
 def tiles(size_hw: tuple[int, int]) -> Superpixels:
     """As `tiles` in web/ui/tests/snapped_upscale.test.ts: each alone, three in a row, two in a
-    column."""
+    column; as unions each alone, and all rows down to each."""
     height, width = ResizeLongestSide(size_hw, SIDE).size_hw_input
     y, x = np.indices((height, width))
     across = width // 7 + 1
@@ -157,6 +163,9 @@ def tiles(size_hw: tuple[int, int]) -> Superpixels:
         Segmentation(members, superpixels.areas)
         for members in (each, each // 3, each % across + each // across // 2 * across)
     )
+    ends = (each[: len(each) // across] + 1) * across
+    nodes = [np.stack((each, each + 1), axis=1), np.stack((0 * ends, ends), axis=1)]
+    superpixels.unions = Unions(np.concatenate(nodes), each, superpixels.areas)
     return superpixels
 
 
@@ -210,8 +219,8 @@ def test_a_predictor_that_snaps_gives_the_same_logits_and_other_masks() -> None:
         for snap in (False, True)
     )
     assert torch.equal(plain.low_res_masks, snapping.low_res_masks)
-    worth = np.multiply(plain.predicted_iou, snapping.stability_score) / USUAL_AGREEMENT
-    assert snapping.predicted_iou == pytest.approx(worth)
+    worth = np.clip(plain.predicted_iou, 0, None) * np.array(snapping.stability_score)
+    assert snapping.predicted_iou == pytest.approx(np.sqrt(worth))
     assert any((a != b).any() for a, b in zip(plain.masks, snapping.masks, strict=True))
 
 

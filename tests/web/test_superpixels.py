@@ -16,7 +16,7 @@ from engine.corpus import CorpusRow
 from engine.errors import UnreadableImageError
 from offices import HEADER, PEOPLE, SIDE, Office, claim, leave, on, open_office
 from stages.predictor import Pixels
-from stages.superpixels import SCALES, Superpixels
+from stages.superpixels import Superpixels
 from tiny_runs import MANUAL, TinyRun
 from web.superpixels import Kept
 
@@ -52,17 +52,21 @@ def test_the_page_has_the_engines_own(
     url = f"/api/superpixels/{task['image_id']}"
     answer = client.get(url, params=None if crop is None else {"crop_xyxy": list(crop)})
     assert answer.status_code == 200
-    height, width, num_atoms, num_segmentations, *rest = np.frombuffer(answer.content, "<u4")
+    sent = np.frombuffer(answer.content, "<u4")
+    height, width, num_atoms, num_segmentations, num_unions = sent[:5].tolist()
+    rest = sent[5:]
     pixels = pixels_of(snapping, task)
     if crop is not None:
         pixels = pixels[crop[1] : crop[3], crop[0] : crop[2]]
     expected = Superpixels(np.ascontiguousarray(pixels))
     assert (height, width) == expected.atoms.shape
-    assert (num_atoms, num_segmentations) == (len(expected.areas), len(SCALES))
-    assert rest[: height * width] == expected.atoms.ravel().tolist()
-    members = np.reshape(rest[height * width :], (num_segmentations, num_atoms))
+    assert (num_atoms, num_segmentations) == (len(expected.areas), len(expected.segmentations))
+    assert np.array_equal(rest[: height * width], expected.atoms.ravel())
+    members = np.reshape(rest[height * width : -2 * num_unions], (num_segmentations, num_atoms))
     for mine, one in zip(members, expected.segmentations, strict=True):
         assert np.array_equal(mine, one.members)
+    unions = np.reshape(rest[-2 * num_unions :], (num_unions, 2))
+    assert np.array_equal(unions, expected.unions.nodes)
 
 
 def test_an_image_is_cut_up_once_however_many_ask_at_a_time(

@@ -15,10 +15,9 @@ export interface Superpixels extends Size {
   atoms: Uint32Array;
   /** Of each segmentation: which superpixel an atom belongs to. */
   segmentations: Uint32Array[];
+  /** What edges alone put together: of each, the first superpixel of the first segmentation and the one after its last. */
+  unions: Uint32Array;
 }
-
-/** Agreement of the segmentations at which a mask is worth what the model says. */
-const USUAL_AGREEMENT = 0.8;
 
 /** Both ways to make masks of an image or crop; where it has no superpixels, there is one. */
 export class Upscales {
@@ -44,12 +43,13 @@ export class Upscales {
   }
 }
 
-/** The server's packed bytes: height, width, atoms, segmentations; then all of them, each four bytes. */
+/** The server's packed bytes: height, width, atoms, segmentations, unions; then all of them, each four bytes. */
 export function superpixelsOf(packed: ArrayBuffer): Superpixels {
-  const [height, width, count, number] = new Uint32Array(packed, 0, 4);
-  const values = new Uint32Array(packed, 16);
+  const [height, width, count, number, unions] = new Uint32Array(packed, 0, 5);
+  const values = new Uint32Array(packed, 20);
   const pixels = height * width;
-  if (values.length !== pixels + number * count) throw new Error("superpixels that were cut short");
+  const members = pixels + number * count;
+  if (values.length !== members + 2 * unions) throw new Error("superpixels that were cut short");
   return {
     height,
     width,
@@ -57,6 +57,7 @@ export function superpixelsOf(packed: ArrayBuffer): Superpixels {
     segmentations: Array.from({ length: number }, (_, at) =>
       values.subarray(pixels + at * count, pixels + (at + 1) * count),
     ),
+    unions: values.subarray(members),
   };
 }
 
@@ -83,6 +84,41 @@ class Segmentation {
   }
 }
 
+/** All that edges alone put together, to compare masks with. */
+class Unions {
+  private readonly areas: Float64Array;
+
+  constructor(
+    private readonly unions: Uint32Array,
+    private readonly members: Uint32Array,
+    private readonly areasOfAtoms: Float64Array,
+  ) {
+    this.areas = this.upTo(new Uint8Array(members.length).fill(1));
+  }
+
+  /** The IoU of a mask with the union that is most like it. */
+  bestIou(mask: Uint8Array): number {
+    const shared = this.upTo(mask);
+    const area = shared[shared.length - 1];
+    let best = 0;
+    for (let at = 0; at < this.unions.length; at += 2) {
+      const [first, end] = [this.unions[at], this.unions[at + 1]];
+      const both = shared[end] - shared[first];
+      best = Math.max(best, both / (this.areas[end] - this.areas[first] + area - both));
+    }
+    return best;
+  }
+
+  /** Pixels of a mask that lie in all superpixels before each, and in all at last. */
+  private upTo(mask: Uint8Array): Float64Array {
+    const { members, areasOfAtoms } = this;
+    const sums = new Float64Array(members.reduce((most, member) => Math.max(most, member), 0) + 2);
+    for (let atom = 0; atom < mask.length; atom++) if (mask[atom]) sums[members[atom] + 1] += areasOfAtoms[atom];
+    for (let member = 1; member < sums.length; member++) sums[member] += sums[member - 1];
+    return sums;
+  }
+}
+
 interface InAtoms {
   /** Of each atom: whether it is mask. */
   together: Uint8Array;
@@ -98,6 +134,7 @@ class SnappedUpscale implements Enlarges {
   private readonly toImage: { rows: Axis; columns: Axis };
   private readonly areas: Float64Array;
   private readonly segmentations: Segmentation[];
+  private readonly unions: Unions;
 
   constructor(
     size: Size,
@@ -115,16 +152,21 @@ class SnappedUpscale implements Enlarges {
     this.areas = new Float64Array(superpixels.segmentations[0].length);
     for (const atom of superpixels.atoms) this.areas[atom]++;
     this.segmentations = superpixels.segmentations.map((members) => new Segmentation(members, this.areas));
+    this.unions = new Unions(superpixels.unions, superpixels.segmentations[0], this.areas);
   }
 
-  /** The stability score is the agreement of the segmentations: of each one's mask with that of all, as IoU. */
+  /**
+   * The stability score is an agreement: the mean IoU of each segmentation's mask with that of all, times its IoU with
+   * the union of superpixels most like it.
+   */
   enlarge(logits: Float32Array): Enlarged {
     const { together, agreement } = this.inAtoms(logits);
     return { mask: this.inImage(together), stabilityScore: agreement };
   }
 
+  /** The geometric mean of what the model says of its own mask and the agreement. */
   predictedIou(ofHead: number, logits: Float32Array): number {
-    return (ofHead * this.inAtoms(logits).agreement) / USUAL_AGREEMENT;
+    return Math.sqrt(Math.max(0, ofHead) * this.inAtoms(logits).agreement);
   }
 
   /** Found once for each answer: its worth is asked for, and then its mask. */
@@ -154,7 +196,7 @@ class SnappedUpscale implements Enlarges {
       }
       agreement += shared / Math.max(either, 1) / levels.length;
     }
-    return { together, agreement };
+    return { together, agreement: agreement * this.unions.bestIou(together) };
   }
 
   /** Of the model's probabilities over one half, enlarged bilinearly. */

@@ -26,6 +26,7 @@ const STRIPE: Superpixels = {
   height: 32,
   atoms: Uint32Array.from({ length: 32 * 32 }, (_, at) => Number(at >= 3 * 32 && at < 10 * 32)),
   segmentations: [Uint32Array.from([0, 1])],
+  unions: Uint32Array.from([0, 1, 1, 2, 0, 2]),
 };
 
 function answerTo({ pointCoords: [[, y]] }: ModelPrompt): Answer {

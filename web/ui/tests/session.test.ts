@@ -166,6 +166,7 @@ describe("masks of superpixels", () => {
     ...SIZE,
     atoms: Uint32Array.from({ length: 32 * 32 }, (_, at) => Number(at >= 14 * 32)),
     segmentations: [Uint32Array.from([0, 1])],
+    unions: Uint32Array.from([0, 1, 1, 2, 0, 2]),
   };
   let snaps: boolean;
 

@@ -5,7 +5,7 @@ import { encodeRle, type Size } from "../src/rle";
 import { type Superpixels, superpixelsOf, Upscales } from "../src/snapped_upscale";
 import golden from "./snapped_upscale.golden.json";
 
-/** Tiles as atoms; as superpixels each tile alone, three in a row, two in a column. */
+/** Tiles as atoms; as superpixels each tile alone, three in a row, two in a column; as unions each, and all rows down to each. */
 function tiles(size: Size): Superpixels {
   const { width, height } = inputSize(size, 512);
   const across = Math.floor(width / 7) + 1;
@@ -15,7 +15,10 @@ function tiles(size: Size): Superpixels {
   });
   const each = Uint32Array.from({ length: Math.max(...atoms.slice(-width)) + 1 }, (_, atom) => atom);
   const column = (atom: number): number => (atom % across) + Math.floor(Math.floor(atom / across) / 2) * across;
-  return { width, height, atoms, segmentations: [each, each.map((atom) => Math.floor(atom / 3)), each.map(column)] };
+  const alone = Array.from(each, (atom) => [atom, atom + 1]);
+  const rows = Array.from(each.slice(0, each.length / across), (row) => [0, (row + 1) * across]);
+  const unions = Uint32Array.from([...alone, ...rows].flat());
+  return { width, height, atoms, segmentations: [each, each.map((atom) => Math.floor(atom / 3)), each.map(column)], unions };
 }
 
 function logitsOf(name: string, side: number): Float32Array {
@@ -46,12 +49,13 @@ test("an answer without a pixel is an empty mask of no worth", () => {
 });
 
 test("superpixels are read as the server packs them", () => {
-  const packed = Uint32Array.from([2, 3, 2, 2, 0, 0, 1, 1, 1, 0, 5, 6, 7, 7]);
+  const packed = Uint32Array.from([2, 3, 2, 2, 1, 0, 0, 1, 1, 1, 0, 5, 6, 7, 7, 5, 7]);
   expect(superpixelsOf(packed.buffer)).toEqual({
     height: 2,
     width: 3,
     atoms: Uint32Array.from([0, 0, 1, 1, 1, 0]),
     segmentations: [Uint32Array.from([5, 6]), Uint32Array.from([7, 7])],
+    unions: Uint32Array.from([5, 7]),
   });
   expect(() => superpixelsOf(packed.buffer.slice(0, -4))).toThrow("cut short");
 });

@@ -1,0 +1,115 @@
+"""Regions of an image, merged one after another across the weakest border.
+
+The edge strengths of `model/edge_detector.py` make basins, and basins make regions, pairs of which
+are put together in the order of their common border's mean strength, as in the ultrametric contour
+maps of Arbelaez et al., "Contour Detection and Hierarchical Image Segmentation" (2011). Regions are
+numbered so that all that is ever put together is a run of them.
+"""
+
+# Axes: (H, W) pixels, R regions, M nodes: the regions and all unions of them.
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import watershed
+
+SIGMA = 0.7
+"""Pixels by which edges are smoothed before basins are looked for."""
+
+Numbers = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class RegionTree:
+    regions: Numbers
+    """(H, W), from 0."""
+    nodes: Numbers
+    """(M, 2), each the regions from the first number up to but without the second."""
+    borders: NDArray[np.float64]
+    """(R - 1,) what separates each region from the one of next number: the mean strength of the
+    border across which the two came together."""
+
+    @classmethod
+    def of(cls, strength: NDArray[np.float32]) -> "RegionTree":
+        """
+        Args:
+            strength: (H, W) of edges, 0 to 1.
+        """
+        basins = watershed(ndimage.gaussian_filter(strength, SIGMA)).astype(np.intp) - 1
+        merges = _merges(basins, strength)
+        num_regions = len(merges) + 1
+        counts = np.ones(num_regions + len(merges), dtype=np.intp)
+        for node, (one, other, _) in enumerate(merges, start=num_regions):
+            counts[node] = counts[one] + counts[other]
+        first = np.zeros_like(counts)
+        borders = np.zeros(num_regions - 1)
+        for node in reversed(range(num_regions, len(counts))):
+            one, other, weakest = merges[node - num_regions]
+            first[one], first[other] = first[node], first[node] + counts[one]
+            borders[first[other] - 1] = weakest
+        return cls(first[basins], np.stack((first, first + counts), axis=1), borders)
+
+    def coarsened(self, strength: float) -> "RegionTree":
+        """Without its borders that are weaker."""
+        whole = self.cut(strength)
+        first, last = whole[self.nodes[:, 0]], whole[self.nodes[:, 1] - 1]
+        nodes = np.unique(np.stack((first, last + 1), axis=1), axis=0)
+        return RegionTree(whole[self.regions], nodes, self.borders[self.borders >= strength])
+
+    def cut(self, strength: float) -> Numbers:
+        """(R,) what each region belongs to when all is put together across weaker borders."""
+        return np.concatenate(((0,), np.cumsum(self.borders >= strength)))
+
+
+def _merges(basins: Numbers, strength: NDArray[np.float32]) -> list[tuple[int, int, float]]:
+    """Which two nodes make the next one, and the mean strength of the border between them."""
+    neighbours: list[dict[int, tuple[float, int]]] = [{} for _ in range(basins.max() + 1)]
+    queue = []
+    for one, other, total, length in _borders(basins, strength):
+        neighbours[one][other] = neighbours[other][one] = total, length
+        queue.append((total / length, one, other))
+    heapq.heapify(queue)
+    merges: list[tuple[int, int, float]] = []
+    while queue:
+        weakest, one, other = heapq.heappop(queue)
+        if not neighbours[one] or not neighbours[other]:
+            continue  # is part of a larger node
+        node, around = len(neighbours), neighbours[one]
+        del around[other], neighbours[other][one]
+        for beyond, (total, length) in neighbours[other].items():
+            known_total, known_length = around.get(beyond, (0.0, 0))
+            around[beyond] = known_total + total, known_length + length
+        for beyond, (total, length) in around.items():
+            neighbours[beyond].pop(one, None)
+            neighbours[beyond].pop(other, None)
+            neighbours[beyond][node] = total, length
+            heapq.heappush(queue, (total / length, node, beyond))
+        neighbours[one], neighbours[other] = {}, {}
+        neighbours.append(around)
+        merges.append((one, other, weakest))
+    return merges
+
+
+def _borders(
+    basins: Numbers, strength: NDArray[np.float32]
+) -> Sequence[tuple[int, int, float, int]]:
+    """Of every two basins that touch: their numbers, the sum of strengths along the border, its
+    length."""
+    pairs, strengths = [], []
+    for before, after in (
+        (np.s_[:-1], np.s_[1:]),
+        (np.s_[:, :-1], np.s_[:, 1:]),
+    ):
+        apart = basins[before] != basins[after]
+        pairs.append(np.sort((basins[before][apart], basins[after][apart]), axis=0))
+        strengths.append(np.maximum(strength[before][apart], strength[after][apart]))
+    number = int(basins.max()) + 1
+    one, other = np.concatenate(pairs, axis=1)
+    keys, which = np.unique(one * number + other, return_inverse=True)
+    totals, lengths = np.bincount(which, np.concatenate(strengths)), np.bincount(which)
+    ones, others = np.divmod(keys, number)
+    return list(zip(*(x.tolist() for x in (ones, others, totals, lengths)), strict=True))
