@@ -30,7 +30,7 @@ from stages.predictor import MASK_THRESHOLD, Image, Precision, Predictor, embed_
 from stages.prompts import point_grid
 from stages.records import MaskRecord, Record, Rle, Source, StageName
 from stages.rle import encode_window, rle_area, rle_bbox
-from stages.superpixels import Superpixels
+from stages.superpixels import UNCORRECTED, Superpixels
 from stages.threads import spread
 
 # Axes: P prompts, M outputs of a prompt, N candidates.
@@ -123,7 +123,7 @@ class FullyAutomatic:
             crop.size_hw,
             embedding,
             stability_offset=config.filters.stability_score_offset,
-            superpixels=Superpixels(crop.cut(image.pixels)) if config.snap else None,
+            superpixels=Superpixels(crop.cut(image.pixels), UNCORRECTED) if config.snap else None,
         )
         points = point_grid(max(side, 1), crop.size_hw)
         return confident_masks(

@@ -25,7 +25,7 @@ from stages.filters import (
 from stages.fully_automatic import automatic_records, confident_masks
 from stages.predictor import Image, Precision, Predictor, embed_batch
 from stages.records import Record, Source, StageName
-from stages.superpixels import Superpixels
+from stages.superpixels import UNCORRECTED, Superpixels
 
 
 class SemiAutomaticConfig(Record):
@@ -73,7 +73,7 @@ class SemiAutomatic:
             image.size_hw,
             embedding,
             stability_offset=filters.stability_score_offset,
-            superpixels=Superpixels(image.pixels) if snap else None,
+            superpixels=Superpixels(image.pixels, UNCORRECTED) if snap else None,
         )
         height, width = image.size_hw
         whole = Crop((0, 0, width, height), layer=0)

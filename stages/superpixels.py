@@ -12,6 +12,8 @@ IoU. Measured in docs/log.md.
 
 # Axes: N masks, A atoms, K segmentations, M unions, s the side of logits, (H, W) work frame.
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,10 +29,6 @@ from stages.windows import Axis, Window, trimmed
 
 SIDE = 512
 """Longest side of the work frame, in which the image is cut up."""
-EDGES = (0.03, 0.08, 0.15, 0.3, 0.5)
-"""How strong an edge must be to part superpixels, from fine to coarse: the first segmentations."""
-SCALES = (30.0, 60.0, 120.0)
-"""How unlike in colour the two sides of a border must be: the others."""
 SIGMA = 0.5
 MIN_SIZE = 20
 """Work frame pixels of the smallest superpixel."""
@@ -40,10 +38,25 @@ MARGIN = 2
 Values = NDArray[np.float64]
 
 
+class Cuts(NamedTuple):
+    """What parts superpixels, of each segmentation."""
+
+    edges: tuple[float, ...]
+    """How strong an edge must be, from fine to coarse: the first segmentations."""
+    colours: tuple[float, ...]
+    """How unlike in colour the two sides of a border must be: the others."""
+
+
+CORRECTABLE = Cuts(edges=(0.03, 0.08, 0.15, 0.3, 0.5), colours=(30.0, 60.0, 120.0))
+"""For masks that further clicks correct, for which they need small superpixels."""
+UNCORRECTED = Cuts(edges=(0.07, 0.15, 0.25, 0.4, 0.6), colours=(80.0, 160.0))
+"""For masks that are as they are: large superpixels are whole objects more often."""
+
+
 class Superpixels:
     """An image cut up K times. What lies in the same superpixel every time is one atom."""
 
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+    def __init__(self, pixels: NDArray[np.uint8], cuts: Cuts = CORRECTABLE) -> None:
         """
         Args:
             pixels: RGB of an image or a crop.
@@ -52,12 +65,12 @@ class Superpixels:
         height, width = ResizeLongestSide(self.size_hw, SIDE).size_hw_input
         resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         colours = np.asarray(resized)
-        tree = RegionTree.of(shipped_edge_detector().strength(colours)).coarsened(EDGES[0])
+        tree = RegionTree.of(shipped_edge_detector().strength(colours)).coarsened(cuts.edges[0])
         segmentations = [
-            *(tree.cut(strength)[tree.regions].ravel() for strength in EDGES),
+            *(tree.cut(strength)[tree.regions].ravel() for strength in cuts.edges),
             *(
                 felzenszwalb(colours / 255, scale=scale, sigma=SIGMA, min_size=MIN_SIZE).ravel()
-                for scale in SCALES
+                for scale in cuts.colours
             ),
         ]
         atoms = segmentations[0]
