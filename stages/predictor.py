@@ -127,14 +127,10 @@ class Predictor:
         stability = self.upscale.stability(
             low_res, threshold=MASK_THRESHOLD, offset=self._stability_offset
         )
-        worth = output.predicted_iou[0].float().cpu().numpy()
-        if (
-            multimask_output
-        ):  # else there is nothing to choose from, and the head is the better judge
-            worth = self.upscale.predicted_iou(worth, stability)
+        of_head = output.predicted_iou[0].float().cpu().numpy()
         return Answer(
             masks=tuple(self._draw(logits) for logits in low_res),
-            predicted_iou=tuple(worth.tolist()),
+            predicted_iou=tuple(self.upscale.predicted_iou(of_head, stability).tolist()),
             stability_score=tuple(np.nan_to_num(stability).tolist()),
             low_res_masks=low_res,
             snapped=self._snaps,

@@ -90,8 +90,8 @@ class MaskRecord(Record):
     area: int
     """Pixels."""
     predicted_iou: float
-    """Regressed by the IoU head, not clamped: may slightly exceed 1. Of a mask made of superpixels,
-    chosen among several, its geometric mean with the stability score."""
+    """Regressed by the IoU head, not clamped: may slightly exceed 1. Of a mask made of superpixels
+    its geometric mean with the stability score."""
     stability_score: float
     """IoU between the mask cut at +offset and the mask cut at -offset. Of a mask made of
     superpixels their agreement (`stages/superpixels.py`)."""

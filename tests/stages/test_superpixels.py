@@ -223,14 +223,6 @@ def test_a_predictor_that_snaps_gives_the_same_logits_and_other_masks() -> None:
     assert torch.equal(plain.low_res_masks, snapping.low_res_masks)
     worth = np.clip(plain.predicted_iou, 0, None) * np.array(snapping.stability_score)
     assert snapping.predicted_iou == pytest.approx(np.sqrt(worth))
-    click = ((100.0, 100.0),), (1,)
-    plain_one, snapped_one = (
-        predictor_of(sam, pixels, embedding, zoom_in=False, snap=snap).predict(
-            *click, multimask_output=False
-        )
-        for snap in (False, True)
-    )
-    assert plain_one.predicted_iou == snapped_one.predicted_iou
     assert any((a != b).any() for a, b in zip(plain.masks, snapping.masks, strict=True))
 
 

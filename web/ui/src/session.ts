@@ -279,31 +279,26 @@ export class MaskSession {
   }
 
   private replyTo(answer: Answer, channels: readonly number[], output: number | null, snaps: boolean): Reply {
-    const offered = channels.map((channel) => this.outputOf(answer, channel, snaps, channels.length > 1));
+    const offered = channels.map((channel) => this.outputOf(answer, channel, snaps));
     const best = offered.reduce((a, b) => (b.predictedIou > a.predictedIou ? b : a));
     const chosen = Math.min(output ?? offered.indexOf(best), offered.length - 1);
     return { answer, snapped: snaps && this.upscales.canSnap, offered, chosen, ...enlarged(offered[chosen]) };
   }
 
-  /**
-   * As it was drawn from nearer, if it is small enough for the crop. `oneOfSeveral`: superpixels have a say in what it is
-   * worth; where there is nothing to choose from the model is the better judge.
-   */
-  private outputOf(answer: Answer, channel: number, snaps: boolean, oneOfSeveral: boolean): Output {
+  /** As it was drawn from nearer, if it is small enough for the crop. */
+  private outputOf(answer: Answer, channel: number, snaps: boolean): Output {
     const { near } = answer;
     const logits = channelOf(answer, channel);
     const upscale = this.upscales.of(snaps);
-    const worth = (of: Enlarges, ofHead: number, logits: Float32Array): number =>
-      oneOfSeveral ? of.predictedIou(ofHead, logits) : ofHead;
     if (!near || !fits(upscale.enlarge(logits).mask, near.crop)) {
-      const predictedIou = worth(upscale, answer.predictedIou[channel], logits);
+      const predictedIou = upscale.predictedIou(answer.predictedIou[channel], logits);
       return { logits, predictedIou, drawn: { logits, upscale, crop: null } };
     }
     const nearLogits = channelOf(near, channel);
     const closer = this.closer(near).of(snaps);
     return {
       logits: channelOf({ lowResMasks: near.carried }, channel),
-      predictedIou: worth(closer, near.predictedIou[channel], nearLogits),
+      predictedIou: closer.predictedIou(near.predictedIou[channel], nearLogits),
       drawn: { logits: nearLogits, upscale: closer, crop: near.crop },
     };
   }

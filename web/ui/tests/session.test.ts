@@ -185,14 +185,12 @@ describe("masks of superpixels", () => {
     session.brush(maskOf(["#"], { x: 31, y: 31 }), 1);
     expect(area(session.mask)).toBe(14 * 32 + 1);
     snaps = false;
-    expect(session.predictedIou).toBeCloseTo(Math.sqrt(0.9)); // all superpixels agree
     expect(session.redraw()).toBe(true);
     expect([area(session.mask), session.chosen, session.predictedIou]).toEqual([16 * 32 + 1, 1, 0.9]);
     expect(said(session)).toEqual([false, null]);
     await session.click({ x: 5, y: 5 }, 1);
     snaps = true;
     session.redraw();
-    expect(session.predictedIou).toBe(0.5); // a single output is worth what the model says
     expect(area(session.mask)).toBe(14 * 32 + 1);
     expect(said(session)).toEqual([false, null, true]);
     session.undo();
