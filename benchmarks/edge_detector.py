@@ -31,16 +31,20 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.seed_data import held_out_record
+from model.checkpoint import storable_weights
 from model.edge_detector import EdgeDetector
 from stages.records import Rle
 from stages.rle import Mask, decode_rle
 
 log = logging.getLogger("edge_detector")
 
-STEPS, BATCH, SIDE = 3200, 8, 256
+STEPS, BATCH, SIDE = 6400, 8, 256
+CYCLE = 3200
+"""Steps after which the learning rate begins anew."""
 LEARNING_RATE, FINAL_SHARE, WARMUP = 2e-3, 0.02, 100
 AVERAGING = 0.998
 SAVE_EVERY, LOG_EVERY = 250, 50
+LOG = "log.jsonl"
 EDGE_WEIGHT = 3.0
 """An edge's pixel weighs so much more than one without, as it is rare."""
 COARSE_WEIGHT = 0.25
@@ -74,8 +78,13 @@ def main(arguments: list[str] | None = None) -> None:
     images = read_edges(options.photographs, held_out=False)
     watched = read_edges(options.photographs, held_out=True)
     log.info("%d images, %d held out", len(images), len(watched))
+    if not images:
+        raise SystemExit(f"{options.photographs} has no image to train on: all are held out")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     detector = train(images, watched, options.work, options.steps)
-    save_file(half(detector.state_dict()), options.out)
+    part = options.out.with_suffix(".part")
+    save_file(storable_weights(detector, torch.float16), part)
+    part.replace(options.out)
 
 
 def read_edges(directory: Path, *, held_out: bool) -> list[EdgeImage]:
@@ -86,7 +95,8 @@ def read_edges(directory: Path, *, held_out: bool) -> list[EdgeImage]:
         regions.setdefault(region["image_id"], []).append(region)
     images = []
     for record in document["images"]:
-        if record.get("split", "train") != "train" or record["id"] not in regions:
+        of_evaluation = record.get("split", "").startswith(("val", "test"))
+        if of_evaluation or record["id"] not in regions:
             continue
         if held_out_record(directory, record) != held_out:
             continue
@@ -195,6 +205,7 @@ def train(
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
         done = saved["steps"]
+        _forget_after(work / LOG, done)
     work.mkdir(parents=True, exist_ok=True)
     batches = iter(
         DataLoader(EdgeSamples(images, done * BATCH), BATCH, num_workers=1, prefetch_factor=6)
@@ -202,7 +213,7 @@ def train(
     started, first = time.monotonic(), done
     while done < steps:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _schedule(done, steps)
+            group["lr"] = LEARNING_RATE * _schedule(done)
         colours, edges, taught = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             scales = detector.at_all_scales(colours.contiguous(memory_format=torch.channels_last))
@@ -221,7 +232,7 @@ def train(
                 line["held_out_loss"] = round(held_out_loss(averaged.module, watched), 4)
                 _save(state, detector, averaged, optimizer, done)
             log.info(json.dumps(line))
-            with (work / "log.jsonl").open("a") as file:
+            with (work / LOG).open("a") as file:
                 file.write(json.dumps(line) + "\n")
     trained: EdgeDetector = averaged.module
     return trained.eval()
@@ -240,16 +251,10 @@ def held_out_loss(detector: EdgeDetector, images: Sequence[EdgeImage]) -> float:
     return float(np.mean(losses)) if losses else float("nan")
 
 
-def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in weights.items()
-    }
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Share of the learning rate: a line up, then half a cosine down."""
-    falling = 0.5 * (1 + np.cos(np.pi * step / steps)) * (1 - FINAL_SHARE) + FINAL_SHARE
+def _schedule(step: int) -> float:
+    """Share of the learning rate: a line up, then half a cosine down in each cycle, as in
+    Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017)."""
+    falling = 0.5 * (1 + np.cos(np.pi * (step % CYCLE) / CYCLE)) * (1 - FINAL_SHARE) + FINAL_SHARE
     return float(min(1.0, (step + 1) / WARMUP) * falling)
 
 
@@ -257,6 +262,13 @@ def _moved_average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> 
     if not averaged.is_floating_point():
         return current
     return averaged.lerp(current, 1 - min(AVERAGING, float(updates + 1) / (float(updates) + 20)))
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """What a stopped training logged after it was saved for the last time is made again."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _save(

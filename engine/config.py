@@ -152,6 +152,10 @@ class EngineConfig(Record):
         return self
 
     @property
+    def has_snapped_masks(self) -> bool:
+        return self.snap or self.semi_automatic.snap or self.fully_automatic.snap
+
+    @property
     def sha256(self) -> str:
         """Of everything that shapes the results and is not a default: a field that a later version
         adds leaves a run's hash, and its unfinished rounds, as they were. (A default must never

@@ -33,6 +33,8 @@ class PlanHeader(Record):
     config_sha256: str
     checkpoint: str
     """Name and hash of the checkpoint that answers in this round."""
+    edge_detector: str | None = None
+    """SHA-256 of the weights that superpixels are made with; None where no mask is snapped."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from engine.stage_work import annotate_automatically, annotate_with_tasks, seale
 from engine.store import Store
 from engine.training import RetrainingJob
 from model.checkpoint import Lineage, save_checkpoint
+from model.edge_detector import edge_detector_sha256
 from stages.evaluation import Evaluation
 from stages.records import Record, StageName
 
@@ -214,6 +215,7 @@ def _plan(run: Run, index: int, checkpoint: str) -> RoundPlan:
             stage=mine.stage,
             config_sha256=run.config.sha256,
             checkpoint=load_run_checkpoint(run.store, checkpoint).label,
+            edge_detector=edge_detector_sha256() if run.config.has_snapped_masks else None,
         ),
         image_ids=image_ids,
         images_per_shard=run.config.images_per_shard,

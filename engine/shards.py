@@ -89,6 +89,8 @@ class ShardHeader(Record):
     shard: int
     checkpoint: str
     config_sha256: str
+    edge_detector: str | None = None
+    """As `PlanHeader.edge_detector` in `engine/manifest.py`."""
 
 
 class ShardFooter(Record):

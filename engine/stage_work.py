@@ -275,10 +275,4 @@ def sealed_folders(store: Store, config: EngineConfig, before: int) -> tuple[str
 
 
 def _header(plan: RoundPlan, shard: int) -> ShardHeader:
-    return ShardHeader(
-        stage=plan.header.stage,
-        round=plan.header.round,
-        shard=shard,
-        checkpoint=plan.header.checkpoint,
-        config_sha256=plan.header.config_sha256,
-    )
+    return ShardHeader(shard=shard, **plan.header.model_dump())

@@ -72,7 +72,7 @@ def save_checkpoint(
 ) -> None:
     """Write a new folder; an existing one is refused. `dtype` is that of the stored parameters."""
     with atomic_folder(directory) as staged:
-        save_file(_storable_weights(sam, dtype), staged / WEIGHTS)
+        save_file(storable_weights(sam, dtype), staged / WEIGHTS)
         (staged / CONFIG).write_text(sam.config.model_dump_json(indent=2) + "\n")
         (staged / LINEAGE).write_text(lineage.model_dump_json(indent=2) + "\n")
 
@@ -110,10 +110,14 @@ def encoder_sha256(sam: Sam) -> str:
     return digest.hexdigest()
 
 
-def _storable_weights(sam: Sam, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Parameters in `dtype`; buffers, which are small and hold positions, stay as they are."""
-    weights = {name: tensor.detach().contiguous() for name, tensor in sam.state_dict().items()}
-    weights |= {name: weights[name].to(dtype) for name, _ in sam.named_parameters()}
+def storable_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Parameters in `dtype`; buffers, which are small and hold positions, stay as they are.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    weights = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    weights |= {name: weights[name].to(dtype) for name, _ in module.named_parameters()}
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise ValueError(

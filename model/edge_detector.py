@@ -5,6 +5,7 @@ Edge Detection" (2015); only the finest is used once it is trained. It knows not
 comes with the package, one for all checkpoints. Trained by `python -m benchmarks.edge_detector`.
 """
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -75,7 +76,8 @@ class EdgeDetector(nn.Module):
         height, width = pixels.shape[:2]
         colours = torch.tensor(pixels).permute(2, 0, 1)[None] / 255
         padded = F.pad(colours, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        logits = self(padded)
+        with torch.autocast("cpu", enabled=False):
+            logits = self(padded)
         strength: NDArray[np.float32] = logits[0, 0, :height, :width].sigmoid().numpy()
         return strength
 
@@ -97,9 +99,16 @@ class Residual(nn.Module):
 
 
 @cache
+def edge_detector_sha256() -> str:
+    """Of the weights that `shipped_edge_detector` has."""
+    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+
+
+@cache
 def shipped_edge_detector() -> EdgeDetector:
     """In eval mode, fp32, on the CPU."""
-    detector = EdgeDetector()
+    with torch.random.fork_rng(devices=[]):  # begins with weights that are drawn, and not kept
+        detector = EdgeDetector()
     stored = read_safetensors(WEIGHTS).items()
     weights = {name: t.float() if t.is_floating_point() else t for name, t in stored}
     load_weights(detector, weights, WEIGHTS)

@@ -53,21 +53,27 @@ class RegionTree:
             borders[first[other] - 1] = weakest
         return cls(first[basins], np.stack((first, first + counts), axis=1), borders)
 
-    def coarsened(self, strength: float) -> "RegionTree":
+    def coarsened(self, least: float) -> "RegionTree":
         """Without its borders that are weaker."""
-        whole = self.cut(strength)
+        whole = self.cut(least)
         first, last = whole[self.nodes[:, 0]], whole[self.nodes[:, 1] - 1]
         nodes = np.unique(np.stack((first, last + 1), axis=1), axis=0)
-        return RegionTree(whole[self.regions], nodes, self.borders[self.borders >= strength])
+        return RegionTree(whole[self.regions], nodes, self.borders[self.borders >= least])
 
-    def cut(self, strength: float) -> Numbers:
+    def cut(self, least: float) -> Numbers:
         """(R,) what each region belongs to when all is put together across weaker borders."""
-        return np.concatenate(((0,), np.cumsum(self.borders >= strength)))
+        return np.concatenate(((0,), np.cumsum(self.borders >= least)))
 
 
 def _merges(basins: Numbers, strength: NDArray[np.float32]) -> list[tuple[int, int, float]]:
-    """Which two nodes make the next one, and the mean strength of the border between them."""
-    neighbours: list[dict[int, tuple[float, int]]] = [{} for _ in range(basins.max() + 1)]
+    """Which two nodes make the next one, and the mean strength of the border between them.
+
+    Of two nodes, the one of fewer neighbours joins the other, so that a background pays for each
+    thing upon it once.
+    """
+    num_regions = int(basins.max()) + 1
+    neighbours: list[dict[int, tuple[float, int]]] = [{} for _ in range(num_regions)]
+    node_of = list(range(num_regions))  # what has grown around a region
     queue = []
     for one, other, total, length in _borders(basins, strength):
         neighbours[one][other] = neighbours[other][one] = total, length
@@ -76,21 +82,24 @@ def _merges(basins: Numbers, strength: NDArray[np.float32]) -> list[tuple[int, i
     merges: list[tuple[int, int, float]] = []
     while queue:
         weakest, one, other = heapq.heappop(queue)
-        if not neighbours[one] or not neighbours[other]:
-            continue  # is part of a larger node
-        node, around = len(neighbours), neighbours[one]
-        del around[other], neighbours[other][one]
+        total, length = neighbours[one].get(other, (0.0, 0))
+        if length == 0 or total / length != weakest:
+            continue  # has become part of a longer border, or is none any more
+        if len(neighbours[one]) < len(neighbours[other]):
+            one, other = other, one
+        earlier, later = sorted((node_of[one], node_of[other]))
+        merges.append((earlier, later, weakest))
+        node_of[one] = num_regions + len(merges) - 1
+        del neighbours[one][other]
         for beyond, (total, length) in neighbours[other].items():
-            known_total, known_length = around.get(beyond, (0.0, 0))
-            around[beyond] = known_total + total, known_length + length
-        for beyond, (total, length) in around.items():
-            neighbours[beyond].pop(one, None)
-            neighbours[beyond].pop(other, None)
-            neighbours[beyond][node] = total, length
-            heapq.heappush(queue, (total / length, node, beyond))
-        neighbours[one], neighbours[other] = {}, {}
-        neighbours.append(around)
-        merges.append((one, other, weakest))
+            if beyond == one:
+                continue
+            known_total, known_length = neighbours[one].get(beyond, (0.0, 0))
+            border = known_total + total, known_length + length
+            neighbours[one][beyond] = neighbours[beyond][one] = border
+            del neighbours[beyond][other]
+            heapq.heappush(queue, (border[0] / border[1], min(one, beyond), max(one, beyond)))
+        neighbours[other] = {}
     return merges
 
 

@@ -42,7 +42,7 @@ class Cuts(NamedTuple):
     """What parts superpixels, of each segmentation."""
 
     edges: tuple[float, ...]
-    """How strong an edge must be, from fine to coarse: the first segmentations."""
+    """How strong an edge must be, from fine to coarse, one at least: the first segmentations."""
     colours: tuple[float, ...]
     """How unlike in colour the two sides of a border must be: the others."""
 
@@ -67,14 +67,14 @@ class Superpixels:
         colours = np.asarray(resized)
         tree = RegionTree.of(shipped_edge_detector().strength(colours)).coarsened(cuts.edges[0])
         segmentations = [
-            *(tree.cut(strength)[tree.regions].ravel() for strength in cuts.edges),
+            *(tree.cut(least)[tree.regions].ravel() for least in cuts.edges),
             *(
                 felzenszwalb(colours / 255, scale=scale, sigma=SIGMA, min_size=MIN_SIZE).ravel()
                 for scale in cuts.colours
             ),
         ]
-        atoms = segmentations[0]
-        for segmentation in segmentations[1:]:
+        atoms = np.zeros_like(segmentations[0])
+        for segmentation in segmentations:
             pairs = atoms * (segmentation.max() + 1) + segmentation
             _, first, atoms = np.unique(pairs, return_index=True, return_inverse=True)
         self.atoms: NDArray[np.intp] = atoms.reshape(height, width)
@@ -107,21 +107,22 @@ class Segmentation:
 class Unions:
     """All that edges alone put together, to compare masks with."""
 
-    def __init__(self, nodes: NDArray[np.intp], members: NDArray[np.intp], areas: Values) -> None:
+    def __init__(self, runs: NDArray[np.intp], members: NDArray[np.intp], areas: Values) -> None:
         """
         Args:
-            nodes: (M, 2), runs of superpixels: from the first number up to but without the second.
+            runs: (M, 2), of superpixels: from the first number up to but without the second.
             members: (A,) which superpixel an atom belongs to.
             areas: (A,) of the atoms.
         """
-        self.nodes = nodes
+        self.runs = runs
+        self._areas_of_atoms = areas
         self._pixels = sparse.csr_array((areas, (members, np.arange(len(members)))))
         self._areas = self._shared_with(np.ones((len(areas), 1), dtype=np.bool_))
 
     def best_iou(self, masks: Mask) -> Values:
         """(N,) of masks (A, N): the IoU with the union that is most like it."""
         shared = self._shared_with(masks)
-        either = self._areas + self._pixels.sum(axis=0) @ masks - shared
+        either = self._areas + self._areas_of_atoms @ masks - shared
         ious: Values = (shared / either).max(axis=0)
         return ious
 
@@ -129,7 +130,7 @@ class Unions:
         """(M, N) pixels."""
         up_to = np.cumsum(self._pixels @ masks.astype(np.float64), axis=0)
         up_to = np.concatenate((np.zeros((1, masks.shape[1])), up_to))
-        shared: Values = up_to[self.nodes[:, 1]] - up_to[self.nodes[:, 0]]
+        shared: Values = up_to[self.runs[:, 1]] - up_to[self.runs[:, 0]]
         return shared
 
 
@@ -183,7 +184,7 @@ class SnappedUpscale:
         self, of_head: NDArray[np.float32], stability: NDArray[np.float64]
     ) -> NDArray[np.float32]:
         """(N,) the geometric mean of what the model says of its own masks and the agreement."""
-        product = np.clip(of_head, 0, None) * np.nan_to_num(stability)
+        product = np.clip(of_head, 0, 1) * np.nan_to_num(stability)
         worth: NDArray[np.float32] = np.sqrt(product).astype(np.float32)
         return worth
 

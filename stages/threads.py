@@ -4,6 +4,7 @@ A decoder of a few tokens has products that a second thread hardly speeds up; tw
 answer different prompts are nearly twice as fast as one.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -23,10 +24,17 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     threads = min(torch.get_num_threads(), MAX_THREADS, len(items))
     if threads <= 1:
         return [function(item) for item in items]
-    mine = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, "spread", torch.set_num_threads, (1,)) as pool:
-            return list(pool.map(function, items))
-    finally:
-        # Of each thread its own, but also what threads to come will begin with.
-        torch.set_num_threads(mine)
+    with ThreadPoolExecutor(threads, "spread", compute_alone) as pool:
+        return list(pool.map(function, items))
+
+
+def compute_alone() -> None:
+    """From now on this thread computes on one core; others, and those to come, on as many as ever.
+
+    To begin a pool's threads with.
+    """
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)  # of this thread, but also what threads to come would begin with
+    restoring = threading.Thread(target=torch.set_num_threads, args=(usual,))
+    restoring.start()
+    restoring.join()

@@ -19,6 +19,7 @@ from engine.store import Store
 from model.transforms import ResizeLongestSide
 from stages.crops import BoxXyxy
 from stages.superpixels import SIDE, Superpixels
+from stages.threads import compute_alone
 from stages.zoom_in import View, carry
 from web.encoding import Embed, Seen
 from web.open_round import OpenRound
@@ -28,7 +29,7 @@ JPEG_QUALITY = 92
 MAX_CROPS = 64
 """Whose embeddings are kept: an object's further clicks look at the same one."""
 MAX_CUT_UP = 128
-"""Images, and as many crops, whose superpixels are kept, some 80 kB each."""
+"""Images, and as many crops, whose superpixels are kept, some 100 kB each."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class RoundImages:
         self._context = WorkerContext(WorkerSpec(store.uri, "", limits, work_size))
         self._crop_embedding = lru_cache(MAX_CROPS)(self._embed_crop)
         # Somebody waits for a crop, seconds at most; images are mostly fetched ahead.
-        self._pools = [ThreadPoolExecutor(WORKERS, f"superpixels-{i}") for i in range(2)]
+        self._pools = [
+            ThreadPoolExecutor(WORKERS, f"superpixels-{i}", compute_alone) for i in range(2)
+        ]
         self._of_images, self._of_crops = (
             Kept(self._cut_up, MAX_CUT_UP, pool) for pool in self._pools
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_a_stopped_training_ends_where_one_that_was_not_stopped_does(
     write_scenes(tmp_path / "scenes", 3, 6, (60, 80))
     monkeypatch.setattr(edge_detector, "SIDE", 32)
     monkeypatch.setattr(edge_detector, "BATCH", 2)
-    monkeypatch.setattr(edge_detector, "_schedule", lambda step, steps: 1.0)
+    monkeypatch.setattr(edge_detector, "_schedule", lambda step: 1.0)
 
     def train(name: str, steps: int) -> dict[str, torch.Tensor]:
         out = tmp_path / f"{name}.safetensors"
@@ -106,7 +107,16 @@ def test_a_stopped_training_ends_where_one_that_was_not_stopped_does(
         main([*folders, "--out", str(out), "--steps", str(steps)])
         return read_safetensors(out)
 
+    first_samples = []
+    samples = edge_detector.EdgeSamples
+
+    def recorded(images: Sequence[EdgeImage], first: int) -> edge_detector.EdgeSamples:
+        first_samples.append(first)
+        return samples(images, first)
+
+    monkeypatch.setattr(edge_detector, "EdgeSamples", recorded)
     begun, resumed, whole = train("a", 2), train("a", 4), train("b", 4)
+    assert first_samples == [0, 4, 0]
     assert resumed.keys() == whole.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-2, atol=1e-3)

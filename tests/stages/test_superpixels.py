@@ -110,7 +110,7 @@ def test_means_are_those_of_the_enlarged_answer_over_every_superpixel() -> None:
         finest = superpixels.segmentations[0].members[labels]
         agreement *= max(
             mask_iou((first <= finest) & (finest < end), together)
-            for first, end in superpixels.unions.nodes
+            for first, end in superpixels.unions.runs
         )
         plain.append((together.reshape(superpixels.atoms.shape), agreement))
 

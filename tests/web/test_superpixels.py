@@ -66,7 +66,7 @@ def test_the_page_has_the_engines_own(
     for mine, one in zip(members, expected.segmentations, strict=True):
         assert np.array_equal(mine, one.members)
     unions = np.reshape(rest[-2 * num_unions :], (num_unions, 2))
-    assert np.array_equal(unions, expected.unions.nodes)
+    assert np.array_equal(unions, expected.unions.runs)
 
 
 def test_an_image_is_cut_up_once_however_many_ask_at_a_time(

@@ -86,13 +86,15 @@ class Segmentation {
 
 /** All that edges alone put together, to compare masks with. */
 class Unions {
+  private readonly count: number;
   private readonly areas: Float64Array;
 
   constructor(
-    private readonly unions: Uint32Array,
+    private readonly runs: Uint32Array,
     private readonly members: Uint32Array,
     private readonly areasOfAtoms: Float64Array,
   ) {
+    this.count = 1 + members.reduce((most, member) => Math.max(most, member), 0);
     this.areas = this.upTo(new Uint8Array(members.length).fill(1));
   }
 
@@ -101,8 +103,8 @@ class Unions {
     const shared = this.upTo(mask);
     const area = shared[shared.length - 1];
     let best = 0;
-    for (let at = 0; at < this.unions.length; at += 2) {
-      const [first, end] = [this.unions[at], this.unions[at + 1]];
+    for (let at = 0; at < this.runs.length; at += 2) {
+      const [first, end] = [this.runs[at], this.runs[at + 1]];
       const both = shared[end] - shared[first];
       best = Math.max(best, both / (this.areas[end] - this.areas[first] + area - both));
     }
@@ -112,7 +114,7 @@ class Unions {
   /** Pixels of a mask that lie in all superpixels before each, and in all at last. */
   private upTo(mask: Uint8Array): Float64Array {
     const { members, areasOfAtoms } = this;
-    const sums = new Float64Array(members.reduce((most, member) => Math.max(most, member), 0) + 2);
+    const sums = new Float64Array(this.count + 1);
     for (let atom = 0; atom < mask.length; atom++) if (mask[atom]) sums[members[atom] + 1] += areasOfAtoms[atom];
     for (let member = 1; member < sums.length; member++) sums[member] += sums[member - 1];
     return sums;
@@ -166,7 +168,7 @@ class SnappedUpscale implements Enlarges {
 
   /** The geometric mean of what the model says of its own mask and the agreement. */
   predictedIou(ofHead: number, logits: Float32Array): number {
-    return Math.sqrt(Math.max(0, ofHead) * this.inAtoms(logits).agreement);
+    return Math.sqrt(Math.min(Math.max(0, ofHead), 1) * this.inAtoms(logits).agreement);
   }
 
   /** Found once for each answer: its worth is asked for, and then its mask. */
