@@ -72,13 +72,16 @@ class EdgeDetector(nn.Module):
 
     @torch.inference_mode()
     def strength(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Of RGB (H, W, 3): about the share of people who would draw an edge at each pixel."""
+        """Of RGB (H, W, 3): about the share of people who would draw an edge at each pixel, by the
+        mean of what is found there and in the mirror."""
         height, width = pixels.shape[:2]
-        colours = torch.tensor(pixels).permute(2, 0, 1)[None] / 255
-        padded = F.pad(colours, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        colours = torch.tensor(pixels).permute(2, 0, 1) / 255
+        both = torch.stack((colours, colours.flip(-1)))
+        padded = F.pad(both, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         with torch.autocast("cpu", enabled=False):
             logits = self(padded)
-        strength: NDArray[np.float32] = logits[0, 0, :height, :width].sigmoid().numpy()
+        found, mirrored = logits[:, 0, :height, :width].sigmoid()
+        strength: NDArray[np.float32] = ((found + mirrored.flip(-1)) / 2).numpy()
         return strength
 
 

@@ -6,8 +6,8 @@ colours know the reverse. So the image is cut up several times, from fine to coa
 Graph-Based Image Segmentation", 2004). Each region takes the mean of the model's probabilities in
 it, and what lies in the object by the mean over all segmentations is the mask. Where fine and
 coarse regions agree with it, and where edges alone would make nearly the same region, it most often
-is an object: this agreement stands for the stability score, and has half a say in the predicted
-IoU. Measured in docs/log.md.
+is an object: this agreement stands for the stability score, and has a say in the predicted IoU.
+Measured in docs/log.md.
 """
 
 # Axes: N masks, A atoms, K segmentations, M unions, s the side of logits, (H, W) work frame.
@@ -39,18 +39,21 @@ Values = NDArray[np.float64]
 
 
 class Cuts(NamedTuple):
-    """What parts superpixels, of each segmentation."""
+    """What parts superpixels, of each segmentation, and how far these are believed."""
 
     edges: tuple[float, ...]
     """How strong an edge must be, from fine to coarse, one at least: the first segmentations."""
     colours: tuple[float, ...]
     """How unlike in colour the two sides of a border must be: the others."""
+    trust_in_head: float
+    """Share of the predicted IoU that is the word of the model's head; the rest is agreement's."""
 
 
-CORRECTABLE = Cuts(edges=(0.03, 0.08, 0.15, 0.3, 0.5), colours=(30.0, 60.0, 120.0))
+CORRECTABLE = Cuts((0.03, 0.08, 0.15, 0.3, 0.5), (30.0, 60.0, 120.0), trust_in_head=1 / 2)
 """For masks that further clicks correct, for which they need small superpixels."""
-UNCORRECTED = Cuts(edges=(0.07, 0.15, 0.25, 0.4, 0.6), colours=(80.0, 160.0))
-"""For masks that are as they are: large superpixels are whole objects more often."""
+UNCORRECTED = Cuts((0.12, 0.25, 0.4, 0.55, 0.7), (80.0, 160.0, 320.0), trust_in_head=1 / 3)
+"""For masks that are as they are: large superpixels are whole objects more often, and say more of
+prompts that nobody chose than the head does."""
 
 
 class Superpixels:
@@ -62,6 +65,7 @@ class Superpixels:
             pixels: RGB of an image or a crop.
         """
         self.size_hw = (pixels.shape[0], pixels.shape[1])
+        self.trust_in_head = cuts.trust_in_head
         height, width = ResizeLongestSide(self.size_hw, SIDE).size_hw_input
         resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         colours = np.asarray(resized)
@@ -183,14 +187,18 @@ class SnappedUpscale:
     def predicted_iou(
         self, of_head: NDArray[np.float32], stability: NDArray[np.float64]
     ) -> NDArray[np.float32]:
-        """(N,) the geometric mean of what the model says of its own masks and the agreement."""
-        product = np.clip(of_head, 0, 1) * np.nan_to_num(stability)
-        worth: NDArray[np.float32] = np.sqrt(product).astype(np.float32)
-        return worth
+        """(N,) the weighted geometric mean of what the model says of its own masks and the
+        agreement."""
+        trust = self._superpixels.trust_in_head
+        head = np.clip(of_head, 0, 1).astype(np.float64)
+        worth: NDArray[np.float64] = head**trust * np.nan_to_num(stability) ** (1 - trust)
+        return worth.astype(np.float32)
 
     def least_of_head(self, pred_iou_thresh: float) -> float:
         """What the model must say at least where a mask is to be worth more than a threshold."""
-        return pred_iou_thresh**2 if pred_iou_thresh >= 0 else -np.inf
+        if pred_iou_thresh < 0:
+            return -np.inf
+        return float(pred_iou_thresh ** (1 / self._superpixels.trust_in_head))
 
     def mask(self, low_res_mask: Tensor, *, threshold: float) -> Window | None:
         """The mask of logits (s, s) above the threshold; None when it is empty."""

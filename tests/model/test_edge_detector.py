@@ -31,6 +31,13 @@ def test_every_pixel_has_a_strength_whatever_the_size(size_hw: tuple[int, int]) 
     assert (strength <= 1).all()
 
 
+def test_in_the_mirror_edges_are_where_they_were() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 53, 3), dtype=np.uint8)
+    strength, mirrored = map(shipped_edge_detector().strength, (pixels, pixels[:, ::-1].copy()))
+    assert mirrored[:, ::-1] == pytest.approx(strength, abs=1e-5)
+    assert np.abs(mirrored - strength).max() > 0.01
+
+
 def test_each_scale_answers_at_its_stride() -> None:
     scales = EdgeDetector().eval().at_all_scales(torch.rand(2, 3, 64, 96))
     assert [tuple(logits.shape) for logits in scales] == [

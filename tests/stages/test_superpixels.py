@@ -150,6 +150,18 @@ def test_all_that_one_colour_fills_is_agreed_upon_and_nothing_has_no_score() -> 
     assert worth.tolist() == pytest.approx([0.4, 0, 0])
 
 
+@pytest.mark.parametrize("cuts", [CORRECTABLE, UNCORRECTED])
+def test_what_cannot_reach_a_threshold_is_known_by_the_head_alone(cuts: Cuts) -> None:
+    upscale = SnappedUpscale(ResizeLongestSide((60, 80), 256), Superpixels(painted((60, 80)), cuts))
+    least = upscale.least_of_head(0.3)
+    head = np.array([least, least, 1, 1.5], dtype=np.float32)
+    worth = upscale.predicted_iou(head, np.array([1, 0.9, 1, 1]))
+    assert worth[0] == pytest.approx(0.3)
+    assert worth[1] == pytest.approx(0.3 * 0.9 ** (1 - cuts.trust_in_head))
+    assert worth[2:].tolist() == [1, 1]
+    assert upscale.least_of_head(-0.1) == -np.inf
+
+
 def tiles(size_hw: tuple[int, int]) -> Superpixels:
     """As `tiles` in web/ui/tests/snapped_upscale.test.ts: each alone, three in a row, two in a
     column; as unions each alone, and all rows down to each."""
@@ -157,7 +169,7 @@ def tiles(size_hw: tuple[int, int]) -> Superpixels:
     y, x = np.indices((height, width))
     across = width // 7 + 1
     superpixels = Superpixels.__new__(Superpixels)
-    superpixels.size_hw = size_hw
+    superpixels.size_hw, superpixels.trust_in_head = size_hw, 1 / 2
     superpixels.atoms = y // 9 * across + x // 7
     superpixels.areas = np.bincount(superpixels.atoms.ravel()).astype(np.float64)
     each = np.arange(len(superpixels.areas))
