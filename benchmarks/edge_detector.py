@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and log")
     parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"more than {CYCLE}: a multiple of it"
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -205,15 +207,15 @@ def train(
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
         done = saved["steps"]
-        _forget_after(work / LOG, done)
     work.mkdir(parents=True, exist_ok=True)
+    _forget_after(work / LOG, done)
     batches = iter(
         DataLoader(EdgeSamples(images, done * BATCH), BATCH, num_workers=1, prefetch_factor=6)
     )
     started, first = time.monotonic(), done
     while done < steps:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _schedule(done)
+            group["lr"] = LEARNING_RATE * _schedule(done, min(CYCLE, steps))
         colours, edges, taught = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             scales = detector.at_all_scales(colours.contiguous(memory_format=torch.channels_last))
@@ -251,10 +253,10 @@ def held_out_loss(detector: EdgeDetector, images: Sequence[EdgeImage]) -> float:
     return float(np.mean(losses)) if losses else float("nan")
 
 
-def _schedule(step: int) -> float:
+def _schedule(step: int, cycle: int) -> float:
     """Share of the learning rate: a line up, then half a cosine down in each cycle, as in
     Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017)."""
-    falling = 0.5 * (1 + np.cos(np.pi * (step % CYCLE) / CYCLE)) * (1 - FINAL_SHARE) + FINAL_SHARE
+    falling = 0.5 * (1 + np.cos(np.pi * (step % cycle) / cycle)) * (1 - FINAL_SHARE) + FINAL_SHARE
     return float(min(1.0, (step + 1) / WARMUP) * falling)
 
 
@@ -267,8 +269,9 @@ def _moved_average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> 
 def _forget_after(path: Path, step: int) -> None:
     """What a stopped training logged after it was saved for the last time is made again."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _save(

@@ -151,9 +151,11 @@ class EngineConfig(Record):
                 )
         return self
 
-    @property
-    def has_snapped_masks(self) -> bool:
-        return self.snap or self.semi_automatic.snap or self.fully_automatic.snap
+    def snaps(self, stage: StageName) -> bool:
+        """Whether a round of this stage makes masks of superpixels."""
+        if stage is StageName.FULLY_AUTOMATIC:
+            return self.fully_automatic.snap
+        return self.snap or (stage is StageName.SEMI_AUTOMATIC and self.semi_automatic.snap)
 
     @property
     def sha256(self) -> str:

@@ -34,7 +34,8 @@ class PlanHeader(Record):
     checkpoint: str
     """Name and hash of the checkpoint that answers in this round."""
     edge_detector: str | None = None
-    """SHA-256 of the weights that superpixels are made with; None where no mask is snapped."""
+    """SHA-256 of the weights that superpixels are made with; None where no mask is snapped, and in
+    plans of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,12 @@ def freeze_plan(store: Store, folder: str, plan: RoundPlan) -> RoundPlan:
     pq.write_table(table, buffer, compression="zstd")
     store.publish(layout.plan_path(folder), buffer.getvalue())
     frozen = load_plan(store, folder)
-    if frozen.header != plan.header:
+    wanted = plan.header
+    if frozen.header.edge_detector is None:
+        wanted = wanted.model_copy(update={"edge_detector": None})
+    if frozen.header != wanted:
         raise ConfigError(
-            f"cannot resume {folder}: planned with {_differences(frozen.header, plan.header)}; "
+            f"cannot resume {folder}: planned with {_differences(frozen.header, wanted)}; "
             "start a new run or restore what changed"
         )
     return frozen

@@ -215,7 +215,7 @@ def _plan(run: Run, index: int, checkpoint: str) -> RoundPlan:
             stage=mine.stage,
             config_sha256=run.config.sha256,
             checkpoint=load_run_checkpoint(run.store, checkpoint).label,
-            edge_detector=edge_detector_sha256() if run.config.has_snapped_masks else None,
+            edge_detector=edge_detector_sha256() if run.config.snaps(mine.stage) else None,
         ),
         image_ids=image_ids,
         images_per_shard=run.config.images_per_shard,

@@ -91,7 +91,7 @@ class MaskRecord(Record):
     """Pixels."""
     predicted_iou: float
     """Regressed by the IoU head, not clamped: may slightly exceed 1. Of a mask made of superpixels
-    its geometric mean with the stability score."""
+    its weighted geometric mean with the stability score (`Cuts` in stages/superpixels.py)."""
     stability_score: float
     """IoU between the mask cut at +offset and the mask cut at -offset. Of a mask made of
     superpixels their agreement (`stages/superpixels.py`)."""

@@ -14,6 +14,8 @@ import torch
 MAX_THREADS = 8
 """Each needs the memory of a call: 150 to 200 MB for 16 prompts on 64 x 64 cells."""
 
+_setting = threading.Lock()
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,8 +35,9 @@ def compute_alone() -> None:
 
     To begin a pool's threads with.
     """
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)  # of this thread, but also what threads to come would begin with
-    restoring = threading.Thread(target=torch.set_num_threads, args=(usual,))
-    restoring.start()
-    restoring.join()
+    with _setting:  # or another of the pool would take this one's 1 for what is usual
+        usual = torch.get_num_threads()
+        torch.set_num_threads(1)  # of this thread, but also what threads to come would begin with
+        restoring = threading.Thread(target=torch.set_num_threads, args=(usual,))
+        restoring.start()
+        restoring.join()

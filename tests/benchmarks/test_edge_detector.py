@@ -102,7 +102,7 @@ def test_a_stopped_training_ends_where_one_that_was_not_stopped_does(
     write_scenes(tmp_path / "scenes", 3, 6, (60, 80))
     monkeypatch.setattr(edge_detector, "SIDE", 32)
     monkeypatch.setattr(edge_detector, "BATCH", 2)
-    monkeypatch.setattr(edge_detector, "_schedule", lambda step: 1.0)
+    monkeypatch.setattr(edge_detector, "_schedule", lambda step, cycle: 1.0)
 
     def train(name: str, steps: int) -> dict[str, torch.Tensor]:
         out = tmp_path / f"{name}.safetensors"
@@ -118,7 +118,10 @@ def test_a_stopped_training_ends_where_one_that_was_not_stopped_does(
         return samples(images, first)
 
     monkeypatch.setattr(edge_detector, "EdgeSamples", recorded)
-    begun, resumed, whole = train("a", 2), train("a", 4), train("b", 4)
+    begun = train("a", 2)
+    with (tmp_path / "a" / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "loss": 9}\n{"step"')  # as if killed before it was saved again
+    resumed, whole = train("a", 4), train("b", 4)
     assert first_samples == [0, 4, 0]
     assert resumed.keys() == whole.keys()
     for name, tensor in whole.items():

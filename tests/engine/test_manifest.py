@@ -80,6 +80,13 @@ def test_a_round_goes_on_with_the_images_that_were_planned_first(store: LocalSto
     assert len(freeze_plan(store, FOLDER, make_plan(num_images=99)).image_ids) == 10
 
 
+def test_a_plan_that_does_not_say_which_edge_detector_goes_on_with_any(store: LocalStore) -> None:
+    freeze_plan(store, FOLDER, make_plan())
+    now = HEADER.model_copy(update={"edge_detector": "ef" * 32})
+    frozen = freeze_plan(store, FOLDER, RoundPlan(now, make_plan().image_ids, 4))
+    assert frozen.header == HEADER
+
+
 def test_a_round_planned_with_another_checkpoint_is_refused_with_both(store: LocalStore) -> None:
     freeze_plan(store, FOLDER, make_plan())
     changed = HEADER.model_copy(update={"checkpoint": "other@ba9876543210", "config_sha256": "ef"})

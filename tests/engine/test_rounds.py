@@ -108,17 +108,17 @@ def test_a_stage_begun_before_its_turn_ends_with_the_checkpoint_it_was_begun_wit
     run.assert_whole()
 
 
-@pytest.mark.parametrize("snap", [False, True])
+@pytest.mark.parametrize("snap", ["snap", "fully_automatic"])
 def test_a_round_of_snapped_masks_goes_on_with_the_superpixels_it_was_begun_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snap: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snap: str
 ) -> None:
-    changes = {"fully_automatic": {"snap": snap}}
+    changes = {"snap": True} if snap == "snap" else {snap: {"snap": True}}
     run = TinyRun(tmp_path, [AUTOMATIC], num_images=2, changes=changes)
     run.run()
     for name in ("outcome.json", "manifest.json", "shards/shard-000000.parquet"):
         (run.out / run.config.round_folder(0) / name).unlink()  # as if killed on its way
     monkeypatch.setattr("engine.rounds.edge_detector_sha256", lambda: "of others")
-    if snap:
+    if snap == "fully_automatic":
         with pytest.raises(ConfigError, match=r"edge_detector .*, is now of others"):
             run.run()
     else:

@@ -1,10 +1,11 @@
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from stages.threads import spread
+from stages.threads import compute_alone, spread
 
 
 @pytest.fixture
@@ -29,6 +30,14 @@ def test_each_call_has_a_thread_to_itself_and_the_caller_keeps_its_own(three_thr
     thread.start()
     thread.join()
     assert later == [3]
+
+
+def test_many_that_begin_at_once_leave_what_others_begin_with(three_threads: None) -> None:
+    for _ in range(100):
+        with ThreadPoolExecutor(8, "alone", compute_alone) as pool:
+            assert set(pool.map(lambda _: torch.get_num_threads(), range(16))) == {1}
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
 
 
 def test_on_one_thread_nothing_leaves_it() -> None:
