@@ -44,7 +44,8 @@ class Patience:
 
     @staticmethod
     def of(num_images: int, *, max_attempts: int, share: float) -> "Patience":
-        return Patience(max_attempts, max(3, int(share * num_images)))
+        """Three may be given up of a few images, but not all there are."""
+        return Patience(max_attempts, max(min(3, num_images - 1), int(share * num_images)))
 
 
 def make_shards(

@@ -51,7 +51,7 @@ class Cuts(NamedTuple):
 
 CORRECTABLE = Cuts((0.03, 0.08, 0.15, 0.3, 0.5), (30.0, 60.0, 120.0), trust_in_head=1 / 2)
 """For masks that further clicks correct, for which they need small superpixels."""
-UNCORRECTED = Cuts((0.12, 0.25, 0.4, 0.55, 0.7), (80.0, 160.0, 320.0), trust_in_head=1 / 3)
+UNCORRECTED = Cuts((0.12, 0.25, 0.4, 0.55, 0.7), (80.0, 160.0, 320.0), trust_in_head=1 / 5)
 """For masks that are as they are: large superpixels are whole objects more often, and say more of
 prompts that nobody chose than the head does."""
 

@@ -103,6 +103,15 @@ def kills(*image_ids: int) -> Callable[[ShardUnit, int], bool]:
     return lambda unit, _: any(row.image_id in image_ids for row in unit.images)
 
 
+@pytest.mark.parametrize(
+    ("num_images", "share", "max_given_up"), [(1, 0.1, 0), (3, 0.1, 2), (10, 0.1, 3), (90, 0.1, 9)]
+)
+def test_a_few_images_may_be_given_up_but_not_all(
+    num_images: int, share: float, max_given_up: int
+) -> None:
+    assert Patience.of(num_images, max_attempts=3, share=share).max_given_up == max_given_up
+
+
 def test_every_shard_is_made_with_one_row_an_image(run: SmallRun) -> None:
     made = make(run, LocalExecutor(run.spec()), units_of(run, per_shard=3))
     assert sorted(made) == [0, 1, 2]
