@@ -157,6 +157,11 @@ class EngineConfig(Record):
             return self.fully_automatic.snap
         return self.snap or (stage is StageName.SEMI_AUTOMATIC and self.semi_automatic.snap)
 
+    def rescores(self, stage: StageName) -> bool:
+        """Whether a round of this stage lets the scorer of masks predict their IoU."""
+        automatic = self.fully_automatic
+        return stage is StageName.FULLY_AUTOMATIC and automatic.snap and automatic.rescore
+
     @property
     def sha256(self) -> str:
         """Of everything that shapes the results and is not a default: a field that a later version

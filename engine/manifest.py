@@ -36,6 +36,8 @@ class PlanHeader(Record):
     edge_detector: str | None = None
     """SHA-256 of the weights that superpixels are made with; None where no mask is snapped, and in
     plans of earlier versions."""
+    mask_scorer: str | None = None
+    """The same of the weights that masks are rescored with; None where they are not."""
 
 
 @dataclass(frozen=True)

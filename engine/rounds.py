@@ -44,6 +44,7 @@ from engine.store import Store
 from engine.training import RetrainingJob
 from model.checkpoint import Lineage, save_checkpoint
 from model.edge_detector import edge_detector_sha256
+from model.mask_scorer import mask_scorer_sha256
 from stages.evaluation import Evaluation
 from stages.records import Record, StageName
 
@@ -216,6 +217,7 @@ def _plan(run: Run, index: int, checkpoint: str) -> RoundPlan:
             config_sha256=run.config.sha256,
             checkpoint=load_run_checkpoint(run.store, checkpoint).label,
             edge_detector=edge_detector_sha256() if run.config.snaps(mine.stage) else None,
+            mask_scorer=mask_scorer_sha256() if run.config.rescores(mine.stage) else None,
         ),
         image_ids=image_ids,
         images_per_shard=run.config.images_per_shard,

@@ -91,6 +91,8 @@ class ShardHeader(Record):
     config_sha256: str
     edge_detector: str | None = None
     """As `PlanHeader.edge_detector` in `engine/manifest.py`."""
+    mask_scorer: str | None = None
+    """The same."""
 
 
 class ShardFooter(Record):

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from model.factored_decoder import FactoredDecoder
+from model.mask_scorer import shipped_mask_scorer
 from model.prompt_encoder import Prompts
 from model.sam import Sam
 from stages.base import Provenance, StageOutput
@@ -65,6 +66,10 @@ class FullyAutomaticConfig(Record):
     snap: bool = False
     """Make masks of superpixels (`stages/superpixels.py`), in each crop of its own. For models that
     have seen little: better edges and a better order, for about a second a crop on a CPU."""
+    rescore: bool = False
+    """Let the scorer of masks (`model/mask_scorer.py`) predict the IoU of those made of
+    superpixels, instead of the model's head and the superpixels' agreement: for photographs, from
+    which it was taught. Without `snap` nothing is scored again."""
     filters: FilterConfig = FilterConfig()
 
     @staticmethod
@@ -123,7 +128,7 @@ class FullyAutomatic:
             crop.size_hw,
             embedding,
             stability_offset=config.filters.stability_score_offset,
-            superpixels=Superpixels(crop.cut(image.pixels), UNCORRECTED) if config.snap else None,
+            superpixels=self._superpixels(crop.cut(image.pixels)),
         )
         points = point_grid(max(side, 1), crop.size_hw)
         return confident_masks(
@@ -135,6 +140,12 @@ class FullyAutomatic:
             drops,
             prompts_per_batch=config.points_per_batch,
         )
+
+    def _superpixels(self, pixels: NDArray[np.uint8]) -> Superpixels | None:
+        if not self._config.snap:
+            return None
+        scorer = shipped_mask_scorer() if self._config.rescore else None
+        return Superpixels(pixels, UNCORRECTED, scorer)
 
 
 @dataclass(frozen=True)
@@ -216,11 +227,12 @@ def _candidates(
     """Masks that are confident, not empty, and stable."""
     drops = Drops()
     low_res, predicted_iou, prompt_index = _decode(predictor, decoder, prompts, filters, drops)
-    stability = predictor.upscale.stability(
-        low_res, threshold=MASK_THRESHOLD, offset=filters.stability_score_offset
+    stability, confidence = predictor.upscale.scores(
+        low_res,
+        predicted_iou.numpy(),
+        threshold=MASK_THRESHOLD,
+        offset=filters.stability_score_offset,
     )
-    of_head = predicted_iou.numpy()
-    confidence = predictor.upscale.predicted_iou(of_head, stability)
     candidates = []
     for i, score in enumerate(stability):
         if np.isnan(score):

@@ -124,13 +124,15 @@ class Predictor:
         with torch.inference_mode():
             output = self.sam.decode(self.embedding, prompts, multimask_output=multimask_output)
         low_res = output.low_res_masks[0].float().cpu()
-        stability = self.upscale.stability(
-            low_res, threshold=MASK_THRESHOLD, offset=self._stability_offset
+        stability, predicted_iou = self.upscale.scores(
+            low_res,
+            output.predicted_iou[0].float().cpu().numpy(),
+            threshold=MASK_THRESHOLD,
+            offset=self._stability_offset,
         )
-        of_head = output.predicted_iou[0].float().cpu().numpy()
         return Answer(
             masks=tuple(self._draw(logits) for logits in low_res),
-            predicted_iou=tuple(self.upscale.predicted_iou(of_head, stability).tolist()),
+            predicted_iou=tuple(predicted_iou.tolist()),
             stability_score=tuple(np.nan_to_num(stability).tolist()),
             low_res_masks=low_res,
             snapped=self._snaps,

@@ -91,7 +91,8 @@ class MaskRecord(Record):
     """Pixels."""
     predicted_iou: float
     """Regressed by the IoU head, not clamped: may slightly exceed 1. Of a mask made of superpixels
-    its weighted geometric mean with the stability score (`Cuts` in stages/superpixels.py)."""
+    its weighted geometric mean with the stability score (`Cuts` in stages/superpixels.py), or the
+    word of `model/mask_scorer.py` alone."""
     stability_score: float
     """IoU between the mask cut at +offset and the mask cut at -offset. Of a mask made of
     superpixels their agreement (`stages/superpixels.py`)."""

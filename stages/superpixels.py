@@ -6,8 +6,9 @@ colours know the reverse. So the image is cut up several times, from fine to coa
 Graph-Based Image Segmentation", 2004). Each region takes the mean of the model's probabilities in
 it, and what lies in the object by the mean over all segmentations is the mask. Where fine and
 coarse regions agree with it, and where edges alone would make nearly the same region, it most often
-is an object: this agreement stands for the stability score, and has a say in the predicted IoU.
-Measured in docs/log.md.
+is an object: this agreement stands for the stability score, and has a say in the predicted IoU. A
+scorer that was taught what people draw (`model/mask_scorer.py`) may have it alone. Measured in
+docs/log.md.
 """
 
 # Axes: N masks, A atoms, K segmentations, M unions, s the side of logits, (H, W) work frame.
@@ -22,10 +23,12 @@ from skimage.segmentation import felzenszwalb
 from torch import Tensor
 
 from model.edge_detector import shipped_edge_detector
+from model.mask_scorer import MaskScorer
 from model.transforms import ResizeLongestSide
+from stages.mask_looks import MaskLooks
 from stages.region_tree import RegionTree
 from stages.rle import Mask
-from stages.windows import Axis, Window, trimmed
+from stages.windows import Axis, Scores, Window, trimmed
 
 SIDE = 512
 """Longest side of the work frame, in which the image is cut up."""
@@ -59,17 +62,24 @@ prompts that nobody chose than the head does."""
 class Superpixels:
     """An image cut up K times. What lies in the same superpixel every time is one atom."""
 
-    def __init__(self, pixels: NDArray[np.uint8], cuts: Cuts = CORRECTABLE) -> None:
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        cuts: Cuts = CORRECTABLE,
+        scorer: MaskScorer | None = None,
+    ) -> None:
         """
         Args:
             pixels: RGB of an image or a crop.
+            scorer: of masks, taught with these cuts; its word is the predicted IoU.
         """
         self.size_hw = (pixels.shape[0], pixels.shape[1])
         self.trust_in_head = cuts.trust_in_head
         height, width = ResizeLongestSide(self.size_hw, SIDE).size_hw_input
         resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         colours = np.asarray(resized)
-        tree = RegionTree.of(shipped_edge_detector().strength(colours)).coarsened(cuts.edges[0])
+        strength = shipped_edge_detector().strength(colours)
+        tree = RegionTree.of(strength).coarsened(cuts.edges[0])
         segmentations = [
             *(tree.cut(least)[tree.regions].ravel() for least in cuts.edges),
             *(
@@ -87,6 +97,10 @@ class Superpixels:
         """(A,) pixels."""
         self.segmentations = tuple(Segmentation(one[first], self.areas) for one in segmentations)
         self.unions = Unions(tree.nodes, self.segmentations[0].members, self.areas)
+        self.scorer = scorer
+        self.looks: MaskLooks | None = None
+        if scorer is not None:
+            self.looks = MaskLooks(self.atoms, self.areas, colours, strength)
 
 
 class Segmentation:
@@ -138,6 +152,17 @@ class Unions:
         return shared
 
 
+class Agreements(NamedTuple):
+    """Of masks with the ways to cut their image up."""
+
+    masks: Mask
+    """(A, N)"""
+    of_segmentations: Values
+    """(K, N) IoU of what each makes alone with the mask."""
+    of_unions: Values
+    """(N,) IoU of the mask with the union most like it."""
+
+
 class SnappedUpscale:
     """Low-resolution logits to masks made of superpixels; stands where `WindowedUpscale` stands."""
 
@@ -164,39 +189,63 @@ class SnappedUpscale:
         self._atom_means = mean @ upscale
         """(A, cells): the mean over each atom of what the cells are enlarged to."""
 
-    def stability(
-        self, low_res_masks: Tensor, *, threshold: float, offset: float
-    ) -> NDArray[np.float64]:
-        """(N,) how well the single segmentations agree with the mask that they make together, their
-        mean IoU with it, times its IoU with the union of superpixels most like it; nan where it is
-        empty.
+    def scores(
+        self,
+        low_res_masks: Tensor,
+        of_head: NDArray[np.float32],
+        *,
+        threshold: float,
+        offset: float,
+    ) -> Scores:
+        """The stability is how well the single segmentations agree with the mask that they make
+        together, their mean IoU with it, times its IoU with the union of superpixels most like it.
 
         Args:
             low_res_masks: (N, s, s) logits, float32, on the CPU.
+            of_head: (N,) what the model says of its masks.
             offset: without meaning here.
         """
+        found = self._agreements(low_res_masks, threshold)
+        product = found.of_segmentations.mean(axis=0) * found.of_unions
+        agreement = np.where(found.masks.any(axis=0), product, np.nan)
+        scorer = self._superpixels.scorer
+        if scorer is None:
+            return Scores(agreement, self.weighed(of_head, agreement))
+        return Scores(agreement, scorer.predicted_iou(self._features(found)))
+
+    def features(self, low_res_masks: Tensor, *, threshold: float) -> Values:
+        """(N, F) what a scorer is told of masks (N, s, s)."""
+        return self._features(self._agreements(low_res_masks, threshold))
+
+    def _agreements(self, low_res_masks: Tensor, threshold: float) -> Agreements:
         together, apart = self._in_atoms(low_res_masks, threshold)
         areas = self._superpixels.areas
         ious = [
             (areas @ (together & alone)) / np.maximum(areas @ (together | alone), 1)
             for alone in apart
         ]
-        agreement = np.mean(ious, axis=0) * self._superpixels.unions.best_iou(together)
-        return np.where(together.any(axis=0), agreement, np.nan)
+        return Agreements(together, np.stack(ious), self._superpixels.unions.best_iou(together))
 
-    def predicted_iou(
-        self, of_head: NDArray[np.float32], stability: NDArray[np.float64]
+    def _features(self, found: Agreements) -> Values:
+        looks = self._superpixels.looks
+        if looks is None:
+            raise ValueError("these superpixels were made without a scorer of masks")
+        agreements = found.of_unions[None], found.of_segmentations
+        return np.concatenate((looks.of(found.masks), *agreements)).T
+
+    def weighed(
+        self, of_head: NDArray[np.float32], agreement: NDArray[np.float64]
     ) -> NDArray[np.float32]:
         """(N,) the weighted geometric mean of what the model says of its own masks and the
         agreement."""
         trust = self._superpixels.trust_in_head
         head = np.clip(of_head, 0, 1).astype(np.float64)
-        worth: NDArray[np.float64] = head**trust * np.nan_to_num(stability) ** (1 - trust)
+        worth: NDArray[np.float64] = head**trust * np.nan_to_num(agreement) ** (1 - trust)
         return worth.astype(np.float32)
 
     def least_of_head(self, pred_iou_thresh: float) -> float:
         """What the model must say at least where a mask is to be worth more than a threshold."""
-        if pred_iou_thresh < 0:
+        if pred_iou_thresh < 0 or self._superpixels.scorer is not None:
             return -np.inf
         return float(pred_iou_thresh ** (1 / self._superpixels.trust_in_head))
 

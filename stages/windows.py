@@ -10,6 +10,7 @@ of a 2250x1500 photograph only a strip of logits is ever held, small enough for 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,6 +70,15 @@ class Axis:
         return slice(int(self._first_cell[start]), int(self._last_cell[stop - 1]) + 1)
 
 
+class Scores(NamedTuple):
+    """Of N masks."""
+
+    stability: NDArray[np.float64]
+    """(N,) nan where the mask is empty."""
+    predicted_iou: NDArray[np.float32]
+    """(N,)"""
+
+
 class WindowedUpscale:
     """Low-resolution logits to masks in the frame of the embedded image."""
 
@@ -96,11 +106,18 @@ class WindowedUpscale:
                 scores[index] = inner / outer
         return scores
 
-    def predicted_iou(
-        self, of_head: NDArray[np.float32], stability: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
-        """(N,) as the model says."""
-        return of_head
+    def scores(
+        self,
+        low_res_masks: Tensor,
+        of_head: NDArray[np.float32],
+        *,
+        threshold: float,
+        offset: float,
+    ) -> Scores:
+        """Of masks (N, s, s) whose IoU the model predicts as (N,); that stands."""
+        return Scores(
+            self.stability(low_res_masks, threshold=threshold, offset=offset), predicted_iou=of_head
+        )
 
     def least_of_head(self, pred_iou_thresh: float) -> float:
         """What the model must say at least where a mask is to be worth more than a threshold."""

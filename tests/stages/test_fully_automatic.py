@@ -126,6 +126,25 @@ def test_masks_of_superpixels_are_the_objects_to_the_pixel_and_say_what_they_are
     assert 0.9 < agreement <= 1
 
 
+def test_masks_that_are_scored_again_are_the_same_and_worth_what_the_scorer_says() -> None:
+    pixels = scene((240, 320))
+    keep_all = ANY_MASK.model_copy(update={"box_nms_thresh": 1.0})
+    config = FullyAutomaticConfig(points_per_side=4, crop_n_layers=0, snap=True, filters=keep_all)
+    rescored = config.model_copy(update={"rescore": True})
+    before, after = (
+        {(mask.point_coords, mask.segmentation.counts): mask for mask in run(pixels, how).masks}
+        for how in (config, rescored)
+    )
+    assert len(before) > 4
+    assert before.keys() == after.keys()
+    for key, mask in after.items():
+        assert mask.stability_score == before[key].stability_score
+        assert 0 < mask.predicted_iou < 1
+        assert mask.predicted_iou != before[key].predicted_iou
+    without_snap = run(pixels, rescored.model_copy(update={"snap": False})).masks
+    assert without_snap == run(pixels, config.model_copy(update={"snap": False})).masks
+
+
 def test_a_snapped_mask_is_refused_for_what_it_is_worth_and_not_for_what_the_head_says() -> None:
     generator = np.random.default_rng(0)
     patches = generator.integers(0, 256, (6, 8, 3)).astype(np.uint8)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fakes import ColourSam, rectangle, tiny_sam
+from model.mask_scorer import NUM_FEATURES, MaskScorer
 from model.transforms import ResizeLongestSide
 from stages.filters import mask_box
 from stages.predictor import Pixels, Predictor, embed
@@ -23,6 +24,7 @@ from stages.superpixels import (
     SnappedUpscale,
     Superpixels,
     Unions,
+    Values,
 )
 from stages.zoom_in import predictor_of
 
@@ -67,6 +69,11 @@ def blob(centre_yx: tuple[float, float], radius: float, side: int = 64) -> Tenso
 def upscale_of(pixels: Pixels, image_size: int = 256) -> SnappedUpscale:
     transform = ResizeLongestSide(pixels.shape[:2], image_size)  # type: ignore[arg-type]
     return SnappedUpscale(transform, Superpixels(pixels))
+
+
+def agreement_of(upscale: SnappedUpscale, logits: Tensor) -> Values:
+    head = np.ones(len(logits), dtype=np.float32)
+    return upscale.scores(logits, head, threshold=0.0, offset=1.0).stability
 
 
 def drawn(upscale: SnappedUpscale, logits: Tensor, size_hw: tuple[int, int]) -> Mask:
@@ -114,7 +121,7 @@ def test_means_are_those_of_the_enlarged_answer_over_every_superpixel() -> None:
         )
         plain.append((together.reshape(superpixels.atoms.shape), agreement))
 
-    stability = upscale.stability(logits, threshold=0.0, offset=1.0)
+    stability = agreement_of(upscale, logits)
     assert stability == pytest.approx([agreement for _, agreement in plain], abs=1e-3)
     assert len(set(stability.round(3))) == 3
     for one, (expected, _) in zip(logits, plain, strict=True):
@@ -141,12 +148,12 @@ def test_a_superpixel_has_the_mean_of_its_atoms_by_their_area(cuts: Cuts) -> Non
 def test_all_that_one_colour_fills_is_agreed_upon_and_nothing_has_no_score() -> None:
     upscale = upscale_of(painted())
     answers = torch.stack([blob((18, 29), 10), torch.full((64, 64), -5.0)])
-    box, nothing = upscale.stability(answers, threshold=0.0, offset=1.0)
+    box, nothing = agreement_of(upscale, answers)
     assert box > 0.9
     assert np.isnan(nothing)
     assert upscale.mask(answers[1], threshold=0.0) is None
     head = np.array([0.8, 0.6, -0.1], dtype=np.float32)
-    worth = upscale.predicted_iou(head, np.array([0.2, np.nan, 1]))
+    worth = upscale.weighed(head, np.array([0.2, np.nan, 1]))
     assert worth.tolist() == pytest.approx([0.4, 0, 0])
 
 
@@ -155,7 +162,7 @@ def test_what_cannot_reach_a_threshold_is_known_by_the_head_alone(cuts: Cuts) ->
     upscale = SnappedUpscale(ResizeLongestSide((60, 80), 256), Superpixels(painted((60, 80)), cuts))
     least = upscale.least_of_head(0.3)
     head = np.array([least, least, 1, 1.5], dtype=np.float32)
-    worth = upscale.predicted_iou(head, np.array([1, 0.9, 1, 1]))
+    worth = upscale.weighed(head, np.array([1, 0.9, 1, 1]))
     assert worth[0] == pytest.approx(0.3)
     assert worth[1] == pytest.approx(0.3 * 0.9 ** (1 - cuts.trust_in_head))
     assert worth[2:].tolist() == [1, 1]
@@ -169,7 +176,7 @@ def tiles(size_hw: tuple[int, int]) -> Superpixels:
     y, x = np.indices((height, width))
     across = width // 7 + 1
     superpixels = Superpixels.__new__(Superpixels)
-    superpixels.size_hw, superpixels.trust_in_head = size_hw, 1 / 2
+    superpixels.size_hw, superpixels.trust_in_head, superpixels.scorer = size_hw, 1 / 2, None
     superpixels.atoms = y // 9 * across + x // 7
     superpixels.areas = np.bincount(superpixels.atoms.ravel()).astype(np.float64)
     each = np.arange(len(superpixels.areas))
@@ -195,10 +202,30 @@ def test_the_page_is_tested_against_masks_made_here(expected: dict[str, Any]) ->
     }[expected["logits"]]
     answer = torch.from_numpy(logits.astype(np.float32))
     assert encode_rle(drawn(upscale, answer, size_hw)).counts == expected["counts"]
-    stability = upscale.stability(answer[None], threshold=0.0, offset=1.0)
+    head = np.array([0.7], np.float32)
+    stability, worth = upscale.scores(answer[None], head, threshold=0.0, offset=1.0)
     assert stability.tolist() == pytest.approx([expected["stability"]])
-    worth = upscale.predicted_iou(np.array([0.7], np.float32), stability)
     assert worth.tolist() == pytest.approx([expected["predictedIou"]])
+
+
+def test_what_a_scorer_says_stands_for_the_word_of_the_head() -> None:
+    pixels = colourful((200, 300))
+    scorer = MaskScorer().eval()
+    transform = ResizeLongestSide((200, 300), 256)
+    upscale = SnappedUpscale(transform, Superpixels(pixels, UNCORRECTED, scorer))
+    answers = torch.stack([blob((18, 29), 10), blob((24, 40), 14), torch.full((64, 64), -5.0)])
+    head = np.array([0.1, 0.9, 0.5], dtype=np.float32)
+    stability, worth = upscale.scores(answers, head, threshold=0.0, offset=1.0)
+    told = upscale.features(answers, threshold=0.0)
+    assert told.shape == (3, NUM_FEATURES)
+    assert np.isfinite(told).all()
+    assert worth.tolist() == pytest.approx(scorer.predicted_iou(told).tolist())
+    assert stability[:2].tolist() == pytest.approx((told[:, 7] * told[:, 8:].mean(axis=1))[:2])
+    assert np.isnan(stability[2])
+    assert upscale.least_of_head(0.3) == -np.inf
+    plain = SnappedUpscale(transform, Superpixels(pixels, UNCORRECTED))
+    with pytest.raises(ValueError, match="made without a scorer of masks"):
+        plain.features(answers, threshold=0.0)
 
 
 def test_superpixels_of_another_image_are_refused() -> None:

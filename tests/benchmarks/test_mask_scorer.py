@@ -1,0 +1,88 @@
+"""The scorer of masks: what it is taught, what it never sees, and that its masks are kept."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from benchmarks import mask_scorer
+from benchmarks.mask_scorer import ScoredMasks, figures, main, scored_masks, train
+from benchmarks.seed_data import LabelledImage, read_folder
+from engine.scenes import write_scenes
+from fakes import tiny_sam
+from model.checkpoint import read_safetensors
+from model.mask_scorer import NUM_FEATURES, MaskScorer
+
+
+def masks_told_by_one_feature(seed: int) -> ScoredMasks:
+    rng = np.random.default_rng(seed)
+    features = rng.normal(5, 3, (2000, NUM_FEATURES)).astype(np.float32)
+    return ScoredMasks(features, 1 / (1 + np.exp(-(features[:, 3] - 5))))
+
+
+def test_what_tells_good_masks_from_bad_ones_is_learnt() -> None:
+    scorer, watched = train(masks_told_by_one_feature(0)), masks_told_by_one_feature(1)
+    found = figures(scorer, watched)
+    assert found["held_out_error"] < 0.06
+    assert found["held_out_correlation"] > 0.95
+    assert figures(MaskScorer().eval(), watched)["held_out_error"] > 0.2
+
+
+A, B = TypeVar("A"), TypeVar("B")
+
+
+class OneAfterAnother:
+    """Stands for a pool of processes."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> "OneAfterAnother":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        return map(function, items)
+
+
+def test_masks_of_the_training_side_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path / "scenes", 3, 8, (60, 80))
+    instances = tmp_path / "scenes" / "instances.json"
+    document = json.loads(instances.read_text())
+    for image in document["images"]:
+        image["split"] = "val" if image["id"] % 4 == 0 else "train"
+    instances.write_text(json.dumps(document))
+    of_val = {image["file_name"] for image in document["images"] if image["split"] == "val"}
+    trained = {
+        image.path.name for image in read_folder(instances.parent, held_out=False, split="train")
+    }
+    made: list[str] = []
+
+    def recorded(_: object, image: LabelledImage) -> ScoredMasks:
+        made.append(image.path.name)
+        return scored_masks(tiny_sam(), image)
+
+    monkeypatch.setattr(mask_scorer, "ProcessPoolExecutor", OneAfterAnother)
+    monkeypatch.setattr(mask_scorer, "scored_masks", recorded)
+    monkeypatch.setattr(mask_scorer, "POINTS_PER_SIDE", 3)
+    monkeypatch.setattr(mask_scorer, "STEPS", 5)
+    monkeypatch.setattr(mask_scorer, "MIN_AGREEMENT", -1.0)
+    work, out = tmp_path / "work", tmp_path / "scorer.safetensors"
+    arguments = ["--photographs", str(instances.parent), "--work", str(work), "--out", str(out)]
+    main(arguments)
+    assert set(made) >= trained
+    assert not set(made) & of_val
+    first = read_safetensors(out)
+    assert first["mean"].shape == (NUM_FEATURES,)
+
+    again = made[0]
+    (work / f"{Path(again).stem}.npz").unlink()  # as if killed before it was whole
+    made.clear()
+    main(arguments)
+    assert made == [again]
+    assert all((tensor == first[name]).all() for name, tensor in read_safetensors(out).items())
