@@ -4,14 +4,15 @@
         --out model/mask_scorer.safetensors
 
 The folder is COCO-style, `images/` beside `instances.json`, and its regions cover its images. Of
-every photograph the masks that a grid of clicks gives, without duplicates, are taught their IoU
-with the region most like them, whoever drew it. What is held out (`benchmarks/seed_data.py`) is
-never trained on; the figures that are printed are of the held-out images of the training split. The
-masks of each photograph are kept in the work folder and not made again when the same command is
-given again.
+every photograph the masks that a grid of clicks gives, without duplicates (the one of more
+agreement stays), are taught their IoU with the region most like them, whoever drew it. What is held
+out (`benchmarks/seed_data.py`) is never trained on; the figures that are printed are of the
+held-out images of the training split. The masks of each photograph are kept in the work folder and
+not made again when the same command is given again.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from safetensors.torch import save_file
 from benchmarks.seed_data import LabelledImage, read_folder
 from engine.context import load_run_checkpoint
 from engine.store import open_store
+from model.checkpoint import storable_weights
+from model.edge_detector import edge_detector_sha256
 from model.mask_scorer import NUM_FEATURES, MaskScorer
 from model.prompt_encoder import Prompts
 from model.sam import Sam
@@ -45,10 +48,9 @@ log = logging.getLogger("mask_scorer")
 POINTS_PER_SIDE = 22
 PROMPTS = 16
 """Decoded at once."""
-NUM_SEGMENTATIONS = len(UNCORRECTED.edges) + len(UNCORRECTED.colours)
 NMS_THRESH = 0.85
 MIN_AGREEMENT = 0.1
-"""Masks of less are never emitted."""
+"""Masks of less are not taught: there are many, and hardly one is a thing."""
 STEPS, BATCH, LEARNING_RATE, WARMUP, WEIGHT_DECAY = 600, 512, 2e-3, 50, 0.05
 TRAINING_SPLIT = "train"
 
@@ -89,13 +91,15 @@ def main(arguments: list[str] | None = None) -> None:
     scorer = train(taught)
     log.info(json.dumps({"masks": len(taught.ious), **figures(scorer, watched)}))
     part = options.out.with_suffix(".part")
-    save_file(scorer.state_dict(), part)
+    save_file(storable_weights(scorer, torch.float32), part)
     part.replace(options.out)
 
 
 def scored_masks_kept(image: LabelledImage, *, checkpoint: str, work: Path) -> ScoredMasks:
-    """As in the work folder, where they are."""
-    kept = work / f"{image.path.stem}.npz"
+    """As in the work folder, where they are of this very image, checkpoint and settings."""
+    made_by = checkpoint, edge_detector_sha256(), UNCORRECTED, POINTS_PER_SIDE, image.rles
+    key = hashlib.sha256(image.path.read_bytes() + repr(made_by).encode()).hexdigest()
+    kept = work / f"{image.path.stem}-{key[:16]}.npz"
     if kept.exists():
         with np.load(kept) as arrays:
             return ScoredMasks(arrays["features"], arrays["ious"])
@@ -117,39 +121,34 @@ def _sam(checkpoint: str) -> Sam:
 def scored_masks(sam: Sam, image: LabelledImage) -> ScoredMasks:
     with Image.open(image.path) as file:
         pixels = np.asarray(file.convert("RGB"))
-    superpixels = Superpixels(pixels, UNCORRECTED, MaskScorer().eval())
+    untaught = MaskScorer().eval()  # to be told what masks look like
+    superpixels = Superpixels(pixels, UNCORRECTED, untaught)
     embedding = embed_batch(sam, [pixels], "fp32")
     predictor = Predictor(sam, pixels.shape[:2], embedding, superpixels=superpixels)
     upscale = predictor.upscale
     assert isinstance(upscale, SnappedUpscale)
     decoder = sam.prepare(embedding)
-    rles, boxes, features = [], [], []
+    rles, boxes, features, agreements = [], [], [], []
     points = point_grid(POINTS_PER_SIDE, predictor.size_hw)
     for some in np.array_split(points, -(-len(points) // PROMPTS)):
         clicks = predictor.transform.apply_coords(torch.from_numpy(some))[:, None]
         prompts = Prompts(clicks, torch.ones(clicks.shape[:2], dtype=torch.int64))
         reading = decoder.read(prompts, multimask_output=True)
         low_res = decoder.masks(reading, torch.arange(len(some))).flatten(0, 1)
-        told = upscale.features(low_res, threshold=MASK_THRESHOLD)
-        for i in np.flatnonzero(agreement(told) > MIN_AGREEMENT):
+        told, agreement = upscale.features(low_res, threshold=MASK_THRESHOLD)
+        for i in np.flatnonzero(agreement > MIN_AGREEMENT):
             window = upscale.mask(low_res[i], threshold=MASK_THRESHOLD)
             if window is not None:
                 (x, y), (h, w) = window.offset_xy, window.mask.shape
                 boxes.append((x, y, x + w - 1, y + h - 1))
                 rles.append(encode_window(window.mask, offset_xy=(x, y), size_hw=predictor.size_hw))
                 features.append(told[i])
+                agreements.append(agreement[i])
     table = np.array(features).reshape(-1, NUM_FEATURES)
     corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    kept = box_nms(corners, agreement(table).astype(np.float32), NMS_THRESH)
+    kept = box_nms(corners, np.array(agreements, dtype=np.float32), NMS_THRESH)
     ious = rle_iou([rles[i] for i in kept], image.rles).max(axis=1, initial=0)
     return ScoredMasks(table[kept].astype(np.float32), ious.astype(np.float32))
-
-
-def agreement(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) the stability score of masks, from (N, F) what the scorer is told of them."""
-    with_union, *with_segmentations = features[:, -1 - NUM_SEGMENTATIONS :].T
-    product: NDArray[np.float64] = with_union * np.mean(with_segmentations, axis=0)
-    return product
 
 
 def together(images: Sequence[ScoredMasks]) -> ScoredMasks:

@@ -17,7 +17,7 @@ from engine.export import sa1b_annotations
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
 from engine.pictures import overlay, png_bytes
 from engine.store import open_store, read_uri
-from model.checkpoint import CHECKPOINTS_DIR, CONFIG, Checkpoint, read_json
+from model.checkpoint import CHECKPOINTS_DIR, CONFIG, Checkpoint, load_checkpoint, read_json
 from model.sam import SamConfig
 from stages.base import Provenance, StageOutput
 from stages.filters import DropReason, FilterConfig
@@ -26,14 +26,20 @@ from stages.predictor import Image
 
 CALIBRATED = "photographs"
 """The shipped config whose thresholds are those of the shipped checkpoint."""
+TRAINED_FURTHER = ("rescore=false", "pred_iou_thresh=0.375")
+"""What a run has trained may be for other pictures than photographs, all that the scorer of masks
+knows."""
 
 
-def preset_of(checkpoint: Checkpoint) -> str:
-    """Where thresholds come from when nobody says: the IoU head of the shipped checkpoint, and of
+def suited_to(checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
+    """The preset, and settings, when nobody says: the IoU head of the shipped checkpoint, and of
     those that runs have trained from it, is no official one and would drop everything."""
-    shipped = CHECKPOINTS_DIR / load_config(CALIBRATED).checkpoint / CONFIG
-    same = checkpoint.config == read_json(shipped, SamConfig)
-    return CALIBRATED if same else Preset.OFFICIAL
+    shipped = CHECKPOINTS_DIR / load_config(CALIBRATED).checkpoint
+    if checkpoint.config != read_json(shipped / CONFIG, SamConfig):
+        return Preset.OFFICIAL, ()
+    if checkpoint.sha256 != load_checkpoint(shipped).sha256:
+        return CALIBRATED, TRAINED_FURTHER
+    return CALIBRATED, ()
 
 
 def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConfig:
@@ -80,7 +86,8 @@ def generate_masks(
     """
     store = open_store(str(folder))
     loaded = load_run_checkpoint(store, checkpoint, device)
-    config = automatic_config(preset or preset_of(loaded), settings)
+    suited, changes = (preset, ()) if preset else suited_to(loaded)
+    config = automatic_config(suited, [*changes, *settings])
     stage = FullyAutomatic(loaded.sam, config, Provenance(round=0, checkpoint=loaded.label))
     names = _distinct([Path(uri).stem for uri in images])
     for number, uri in enumerate(images):

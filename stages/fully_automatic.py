@@ -69,7 +69,8 @@ class FullyAutomaticConfig(Record):
     rescore: bool = False
     """Let the scorer of masks (`model/mask_scorer.py`) predict the IoU of those made of
     superpixels, instead of the model's head and the superpixels' agreement: for photographs, from
-    which it was taught. Without `snap` nothing is scored again."""
+    which it was taught, whole ones: in crops things are larger. Without `snap` nothing is scored
+    again."""
     filters: FilterConfig = FilterConfig()
 
     @staticmethod

@@ -6,9 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stages.region_tree import Borders
 from stages.rle import Mask
 
 Values = NDArray[np.float64]
+
+NUM_LOOKS = 7
 
 
 class MaskLooks:
@@ -29,48 +32,43 @@ class MaskLooks:
             strength: (H, W) of edges.
         """
         self._areas = areas
-        num_atoms, atom_of = len(areas), atoms.ravel()
-        ones = sparse.csr_array(
-            (np.ones(len(atom_of)), (atom_of, np.arange(len(atom_of)))), (num_atoms, len(atom_of))
+        atom_of, rgb = atoms.ravel(), colours.reshape(-1, 3) / 255
+        in_atom = sparse.csr_array(
+            (np.ones(len(atom_of)), (atom_of, np.arange(len(atom_of)))),
+            (len(areas), len(atom_of)),
         )
-        rgb = colours.reshape(-1, 3) / 255
-        self._colours, self._squares = ones @ rgb, ones @ rgb**2
+        self._colours, self._squares = in_atom @ rgb, in_atom @ rgb**2
         """(A, 3) sums over the atom's pixels."""
-        pairs, edges = [], []
-        for one, other in (
-            (np.s_[:, :-1], np.s_[:, 1:]),
-            (np.s_[:-1], np.s_[1:]),
-        ):
-            differ = atoms[one] != atoms[other]
-            pairs.append(np.stack((atoms[one][differ], atoms[other][differ])))
-            edges.append(np.maximum(strength[one], strength[other])[differ])
-        either = np.concatenate([*pairs, *(pair[::-1] for pair in pairs)], axis=1)
-        weights = np.concatenate([*edges, *edges]).astype(np.float64)
-        square = (num_atoms, num_atoms)
-        self._lengths = sparse.csr_array((np.ones(len(weights)), tuple(either)), square)
-        """(A, A) pairs of pixels, one in each atom."""
-        self._edges = sparse.csr_array((weights, tuple(either)), square)
-        """(A, A) the strength of edges there, summed."""
+        self._means = self._colours / areas[:, None]
+        borders = Borders.of(atoms, strength)
+        where = (
+            np.concatenate((borders.ones, borders.others)),
+            np.concatenate((borders.others, borders.ones)),
+        )
+        lengths, strengths = np.tile(borders.lengths, 2), np.tile(borders.strengths, 2)
+        square = (len(areas), len(areas))
+        self._lengths = sparse.csr_array((lengths.astype(np.float64), where), square)
+        self._edges = sparse.csr_array((strengths, where), square)
+        """(A, A) of the borders of atoms: their length, and the strength of edges there, summed."""
+        self._all_lengths, self._all_edges = self._lengths.sum(axis=1), self._edges.sum(axis=1)
 
     def of(self, masks: Mask) -> Values:
-        """(7, N) of masks (A, N): the logarithm of its pixels; borders of atoms within, over the
-        root of its pixels; mean strength of edges on its outline, and on the borders within; how
-        unlike in colour it is to what is around it, and beside its outline; its deviation in
-        colour."""
+        """(NUM_LOOKS, N) of masks (A, N): the logarithm of its pixels; the length of borders of
+        atoms within, over the root of its pixels; mean strength of edges on its outline, and on
+        the borders within; how unlike in colour it is to the atoms around it, and its atoms at the
+        outline are to these; its deviation in colour. What has no outline is beside black."""
         inside = masks.astype(np.float64)
         pixels = np.maximum(self._areas @ inside, 1)
         lengths, edges = self._lengths @ inside, self._edges @ inside
         """(A, N) of each atom's borders with the mask's atoms."""
         within, edges_within = (inside * lengths).sum(axis=0) / 2, (inside * edges).sum(axis=0) / 2
-        outward = inside * (self._lengths.sum(axis=1)[:, None] - lengths)
+        outward, inward = inside * (self._all_lengths[:, None] - lengths), lengths * ~masks
         outline = outward.sum(axis=0)
-        edges_outside = (inside * self._edges.sum(axis=1)[:, None]).sum(axis=0) - 2 * edges_within
-        inward = lengths * ~masks
-        means = self._colours / self._areas[:, None]
+        edges_outside = self._all_edges @ inside - 2 * edges_within
         of_mask = self._colours.T @ inside / pixels
         deviation = np.sqrt((self._squares.T @ inside / pixels - of_mask**2).clip(0))
-        around = means.T @ inward / np.maximum(outline, 1)
-        beside = means.T @ outward / np.maximum(outline, 1)
+        around = self._means.T @ inward / np.maximum(outline, 1)
+        beside = self._means.T @ outward / np.maximum(outline, 1)
         return np.stack(
             (
                 np.log(pixels),

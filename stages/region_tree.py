@@ -9,7 +9,6 @@ numbered so that all that is ever put together is a run of them.
 # Axes: (H, W) pixels, R regions, M nodes: the regions and all unions of them.
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +74,9 @@ def _merges(basins: Numbers, strength: NDArray[np.float32]) -> list[tuple[int, i
     neighbours: list[dict[int, tuple[float, int]]] = [{} for _ in range(num_regions)]
     node_of = list(range(num_regions))  # what has grown around a region
     queue = []
-    for one, other, total, length in _borders(basins, strength):
+    borders = Borders.of(basins, strength)
+    columns = borders.ones, borders.others, borders.strengths, borders.lengths
+    for one, other, total, length in zip(*(x.tolist() for x in columns), strict=True):
         neighbours[one][other] = neighbours[other][one] = total, length
         queue.append((total / length, one, other))
     heapq.heapify(queue)
@@ -103,22 +104,36 @@ def _merges(basins: Numbers, strength: NDArray[np.float32]) -> list[tuple[int, i
     return merges
 
 
-def _borders(
-    basins: Numbers, strength: NDArray[np.float32]
-) -> Sequence[tuple[int, int, float, int]]:
-    """Of every two basins that touch: their numbers, the sum of strengths along the border, its
-    length."""
-    pairs, strengths = [], []
-    for before, after in (
-        (np.s_[:-1], np.s_[1:]),
-        (np.s_[:, :-1], np.s_[:, 1:]),
-    ):
-        apart = basins[before] != basins[after]
-        pairs.append(np.sort((basins[before][apart], basins[after][apart]), axis=0))
-        strengths.append(np.maximum(strength[before][apart], strength[after][apart]))
-    number = int(basins.max()) + 1
-    one, other = np.concatenate(pairs, axis=1)
-    keys, which = np.unique(one * number + other, return_inverse=True)
-    totals, lengths = np.bincount(which, np.concatenate(strengths)), np.bincount(which)
-    ones, others = np.divmod(keys, number)
-    return list(zip(*(x.tolist() for x in (ones, others, totals, lengths)), strict=True))
+@dataclass(frozen=True)
+class Borders:
+    """Of every two regions that touch."""
+
+    ones: Numbers
+    others: Numbers
+    """(B,) their numbers, the lower one first."""
+    strengths: NDArray[np.float64]
+    """(B,) of the edges between them, summed."""
+    lengths: Numbers
+    """(B,) pairs of pixels side by side, one in each."""
+
+    @classmethod
+    def of(cls, regions: Numbers, strength: NDArray[np.float32]) -> "Borders":
+        """
+        Args:
+            regions: (H, W), from 0.
+            strength: (H, W) of edges; between two pixels it is the greater one's.
+        """
+        pairs, strengths = [], []
+        for before, after in (
+            (np.s_[:-1], np.s_[1:]),
+            (np.s_[:, :-1], np.s_[:, 1:]),
+        ):
+            apart = regions[before] != regions[after]
+            pairs.append(np.sort((regions[before][apart], regions[after][apart]), axis=0))
+            strengths.append(np.maximum(strength[before][apart], strength[after][apart]))
+        number = int(regions.max()) + 1
+        one, other = np.concatenate(pairs, axis=1)
+        keys, which = np.unique(one * number + other, return_inverse=True)
+        totals, lengths = np.bincount(which, np.concatenate(strengths)), np.bincount(which)
+        ones, others = np.divmod(keys, number)
+        return cls(ones, others, totals.astype(np.float64), lengths)

@@ -25,7 +25,7 @@ from torch import Tensor
 from model.edge_detector import shipped_edge_detector
 from model.mask_scorer import MaskScorer
 from model.transforms import ResizeLongestSide
-from stages.mask_looks import MaskLooks
+from stages.mask_looks import MaskLooks, Values
 from stages.region_tree import RegionTree
 from stages.rle import Mask
 from stages.windows import Axis, Scores, Window, trimmed
@@ -37,8 +37,6 @@ MIN_SIZE = 20
 """Work frame pixels of the smallest superpixel."""
 MARGIN = 2
 """Work frame pixels around a mask that enlarging it looks at."""
-
-Values = NDArray[np.float64]
 
 
 class Cuts(NamedTuple):
@@ -71,8 +69,11 @@ class Superpixels:
         """
         Args:
             pixels: RGB of an image or a crop.
-            scorer: of masks, taught with these cuts; its word is the predicted IoU.
+            scorer: of masks; its word is the predicted IoU. Only with the cuts that it was taught
+                with.
         """
+        if scorer is not None and cuts != UNCORRECTED:
+            raise ValueError("the scorer of masks was taught with the cuts UNCORRECTED")
         self.size_hw = (pixels.shape[0], pixels.shape[1])
         self.trust_in_head = cuts.trust_in_head
         height, width = ResizeLongestSide(self.size_hw, SIDE).size_hw_input
@@ -162,6 +163,12 @@ class Agreements(NamedTuple):
     of_unions: Values
     """(N,) IoU of the mask with the union most like it."""
 
+    @property
+    def product(self) -> Values:
+        """(N,) nan where the mask is empty."""
+        product = self.of_segmentations.mean(axis=0) * self.of_unions
+        return np.where(self.masks.any(axis=0), product, np.nan)
+
 
 class SnappedUpscale:
     """Low-resolution logits to masks made of superpixels; stands where `WindowedUpscale` stands."""
@@ -206,16 +213,16 @@ class SnappedUpscale:
             offset: without meaning here.
         """
         found = self._agreements(low_res_masks, threshold)
-        product = found.of_segmentations.mean(axis=0) * found.of_unions
-        agreement = np.where(found.masks.any(axis=0), product, np.nan)
-        scorer = self._superpixels.scorer
+        agreement, scorer = found.product, self._superpixels.scorer
         if scorer is None:
             return Scores(agreement, self.weighed(of_head, agreement))
-        return Scores(agreement, scorer.predicted_iou(self._features(found)))
+        worth = scorer.predicted_iou(self._features(found))
+        return Scores(agreement, np.where(np.isnan(agreement), np.float32(0), worth))
 
-    def features(self, low_res_masks: Tensor, *, threshold: float) -> Values:
-        """(N, F) what a scorer is told of masks (N, s, s)."""
-        return self._features(self._agreements(low_res_masks, threshold))
+    def features(self, low_res_masks: Tensor, *, threshold: float) -> tuple[Values, Values]:
+        """(N, F) what a scorer is told of masks (N, s, s), and (N,) their agreement."""
+        found = self._agreements(low_res_masks, threshold)
+        return self._features(found), found.product
 
     def _agreements(self, low_res_masks: Tensor, threshold: float) -> Agreements:
         together, apart = self._in_atoms(low_res_masks, threshold)

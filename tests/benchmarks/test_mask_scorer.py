@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from benchmarks import mask_scorer
+from benchmarks import mask_scorer, seed_data
 from benchmarks.mask_scorer import ScoredMasks, figures, main, scored_masks, train
 from benchmarks.seed_data import LabelledImage, read_folder
 from engine.scenes import write_scenes
@@ -58,15 +58,19 @@ def test_masks_of_the_training_side_are_made_once(
         image["split"] = "val" if image["id"] % 4 == 0 else "train"
     instances.write_text(json.dumps(document))
     of_val = {image["file_name"] for image in document["images"] if image["split"] == "val"}
-    trained = {
-        image.path.name for image in read_folder(instances.parent, held_out=False, split="train")
-    }
-    made: list[str] = []
+    made: dict[str, ScoredMasks] = {}
+    taught: list[ScoredMasks] = []
 
     def recorded(_: object, image: LabelledImage) -> ScoredMasks:
-        made.append(image.path.name)
-        return scored_masks(tiny_sam(), image)
+        made[image.path.name] = scored_masks(tiny_sam(), image)
+        return made[image.path.name]
 
+    def recorded_training(masks: ScoredMasks) -> MaskScorer:
+        taught.append(masks)
+        return train(masks)
+
+    monkeypatch.setattr(seed_data, "HELD_OUT_SHARE", 0.5)
+    monkeypatch.setattr(mask_scorer, "train", recorded_training)
     monkeypatch.setattr(mask_scorer, "ProcessPoolExecutor", OneAfterAnother)
     monkeypatch.setattr(mask_scorer, "scored_masks", recorded)
     monkeypatch.setattr(mask_scorer, "POINTS_PER_SIDE", 3)
@@ -75,14 +79,27 @@ def test_masks_of_the_training_side_are_made_once(
     work, out = tmp_path / "work", tmp_path / "scorer.safetensors"
     arguments = ["--photographs", str(instances.parent), "--work", str(work), "--out", str(out)]
     main(arguments)
-    assert set(made) >= trained
+    trained, watched = (
+        [image.path.name for image in read_folder(instances.parent, held_out=side, split="train")]
+        for side in (False, True)
+    )
+    assert trained
+    assert watched
+    assert set(made) == {*trained, *watched}
     assert not set(made) & of_val
+    np.testing.assert_array_equal(
+        taught[0].features, np.concatenate([made[name].features for name in trained])
+    )
+    np.testing.assert_array_equal(
+        taught[0].ious, np.concatenate([made[name].ious for name in trained])
+    )
     first = read_safetensors(out)
     assert first["mean"].shape == (NUM_FEATURES,)
 
-    again = made[0]
-    (work / f"{Path(again).stem}.npz").unlink()  # as if killed before it was whole
+    again = trained[0]
+    (gone,) = work.glob(f"{Path(again).stem}-*.npz")
+    gone.unlink()  # as if killed before it was whole
     made.clear()
     main(arguments)
-    assert made == [again]
+    assert list(made) == [again]
     assert all((tensor == first[name]).all() for name, tensor in read_safetensors(out).items())

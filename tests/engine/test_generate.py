@@ -7,7 +7,7 @@ from PIL import Image
 
 from engine.config import load_config
 from engine.errors import ConfigError
-from engine.generate import automatic_config, generate_masks, preset_of
+from engine.generate import automatic_config, generate_masks, suited_to
 from fakes import save_tiny_sam
 from model.checkpoint import Lineage, load_checkpoint, save_checkpoint
 from stages.fully_automatic import FullyAutomaticConfig, Preset
@@ -26,10 +26,13 @@ def test_the_shipped_checkpoint_brings_its_thresholds_and_others_have_the_offici
     tmp_path: Path,
 ) -> None:
     shipped = load_checkpoint("sa-tiny")
-    assert preset_of(shipped) == "photographs"
+    assert suited_to(shipped) == ("photographs", ())
     save_checkpoint(shipped.sam, tmp_path / "round-01", Lineage(parent=shipped.label, round=1))
-    assert preset_of(load_checkpoint(tmp_path / "round-01")) == "photographs"
-    assert preset_of(load_checkpoint(save_tiny_sam(str(tmp_path / "tiny")))) == Preset.OFFICIAL
+    preset, changes = suited_to(load_checkpoint(tmp_path / "round-01"))
+    assert preset == "photographs"
+    assert not automatic_config(preset, changes).rescore
+    tiny = load_checkpoint(save_tiny_sam(str(tmp_path / "tiny")))
+    assert suited_to(tiny) == (Preset.OFFICIAL, ())
     calibrated = automatic_config("photographs", [])
     assert calibrated == load_config("photographs").fully_automatic
     assert automatic_config("official", []) == FullyAutomaticConfig.preset(Preset.OFFICIAL)

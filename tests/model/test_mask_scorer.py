@@ -5,6 +5,7 @@ import pytest
 
 from model import edge_detector, mask_scorer
 from model.mask_scorer import NUM_FEATURES, shipped_mask_scorer
+from stages.mask_looks import NUM_LOOKS
 
 
 def test_what_is_far_from_all_that_was_taught_still_has_an_iou() -> None:
@@ -20,9 +21,9 @@ def test_a_mask_that_all_agree_on_is_worth_more() -> None:
     scorer = shipped_mask_scorer()
     usual = scorer.mean.numpy().astype(np.float64)
     agreed = usual.copy()
-    agreed[7:] = 0.95  # with the nearest union, and with each segmentation
+    agreed[NUM_LOOKS:] = 0.95  # with the nearest union, and with each segmentation
     doubted = usual.copy()
-    doubted[7:] = 0.3
+    doubted[NUM_LOOKS:] = 0.3
     worth, less = scorer.predicted_iou(np.stack((agreed, doubted)))
     assert worth > less + 0.2
 

@@ -6,9 +6,10 @@ from stages.mask_looks import MaskLooks
 
 def test_looks_are_those_of_every_pixel_counted_one_by_one() -> None:
     rng = np.random.default_rng(0)
-    height, width, cell = 24, 30, 6
-    rows, columns = np.indices((height, width)) // cell
-    atoms = rows * (width // cell) + columns
+    height, width = 24, 30
+    rows = np.searchsorted((5, 7, 18), np.arange(height), side="right")
+    columns = np.searchsorted((2, 11, 15, 24), np.arange(width), side="right")
+    atoms = rows[:, None] * 5 + columns
     areas = np.bincount(atoms.ravel()).astype(np.float64)
     colours = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     strength = rng.random((height, width), dtype=np.float32)

@@ -12,6 +12,7 @@ from fakes import ColourSam, rectangle, tiny_sam
 from model.mask_scorer import NUM_FEATURES, MaskScorer
 from model.transforms import ResizeLongestSide
 from stages.filters import mask_box
+from stages.mask_looks import NUM_LOOKS, Values
 from stages.predictor import Pixels, Predictor, embed
 from stages.prompts import mask_iou
 from stages.rle import Mask, encode_rle
@@ -24,7 +25,6 @@ from stages.superpixels import (
     SnappedUpscale,
     Superpixels,
     Unions,
-    Values,
 )
 from stages.zoom_in import predictor_of
 
@@ -216,16 +216,22 @@ def test_what_a_scorer_says_stands_for_the_word_of_the_head() -> None:
     answers = torch.stack([blob((18, 29), 10), blob((24, 40), 14), torch.full((64, 64), -5.0)])
     head = np.array([0.1, 0.9, 0.5], dtype=np.float32)
     stability, worth = upscale.scores(answers, head, threshold=0.0, offset=1.0)
-    told = upscale.features(answers, threshold=0.0)
+    told, agreement = upscale.features(answers, threshold=0.0)
     assert told.shape == (3, NUM_FEATURES)
     assert np.isfinite(told).all()
-    assert worth.tolist() == pytest.approx(scorer.predicted_iou(told).tolist())
-    assert stability[:2].tolist() == pytest.approx((told[:, 7] * told[:, 8:].mean(axis=1))[:2])
+    assert worth.tolist() == pytest.approx([*scorer.predicted_iou(told)[:2].tolist(), 0])
     assert np.isnan(stability[2])
+    np.testing.assert_array_equal(agreement, stability)
+    unions, *segmentations = told[:2, NUM_LOOKS:].T
+    assert (unions * np.mean(segmentations, axis=0)).tolist() == pytest.approx(
+        agreement[:2].tolist()
+    )
     assert upscale.least_of_head(0.3) == -np.inf
     plain = SnappedUpscale(transform, Superpixels(pixels, UNCORRECTED))
     with pytest.raises(ValueError, match="made without a scorer of masks"):
         plain.features(answers, threshold=0.0)
+    with pytest.raises(ValueError, match="taught with the cuts UNCORRECTED"):
+        Superpixels(pixels, CORRECTABLE, scorer)
 
 
 def test_superpixels_of_another_image_are_refused() -> None:
