@@ -78,10 +78,10 @@ export class TaskSupply {
     if (held) await this.server.release(held.task).catch(() => {});
   }
 
-  /** All but these. */
+  /** All but these, what is being fetched ahead, too. */
   async giveBackAll(except: ReadonlySet<TaskId>): Promise<void> {
     const others = [...this.held.keys()].filter((taskId) => !except.has(taskId));
-    await Promise.all(others.map((taskId) => this.giveBack(taskId)));
+    await Promise.all([...others.map((taskId) => this.giveBack(taskId)), this.giveBackAhead()]);
   }
 
   /** It is handed in, or somebody else has it. */

@@ -69,6 +69,15 @@ test("what is given back can be claimed by others and is not renewed", async () 
   expect(log.slice(6)).toEqual(["claim 2", "prepare 2", "release 2"]);
 });
 
+test("when all is given back, so is what was still being fetched ahead", async () => {
+  const { supply, log } = desk(2);
+  await supply.next();
+  supply.tend(null, 0);
+  await supply.giveBackAll(new Set());
+  await vi.advanceTimersByTimeAsync(50_000);
+  expect(log.filter((line) => !line.startsWith("prepare")).sort()).toEqual(["claim 1", "claim 2", "release 1", "release 2"]);
+});
+
 test("every lease is renewed at a third of its time, and soon again when the server is away", async () => {
   const { supply, log, failures } = desk(2);
   await supply.next();
