@@ -73,11 +73,15 @@ def run(
         str | None,
         typer.Option(help="A folder, text list or COCO-style JSON instead of the config's images."),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A field of the config, such as images_per_shard=16."),
+    ] = None,
     stage: StageOption = None,
 ) -> None:
     """Run, or go on with, all rounds of a config. The default is the demo.
 
-    Example: sa-engine run my.yaml --out runs/mine
+    Example: sa-engine run my.yaml --out runs/mine --set seed=1
 
     Example: sa-engine run --images photographs --out runs/photographs
     """
@@ -87,6 +91,7 @@ def run(
     from engine.progress import Progress
     from engine.results import rounds_table, write_report
     from engine.rounds import run_rounds
+    from engine.settings import with_settings
     from engine.sources import source_from_path
     from engine.store import open_store
     from engine.uris import child_uri
@@ -94,6 +99,7 @@ def run(
     loaded, store = load_config(config), open_store(folder)
     if images is not None:
         loaded = with_images(loaded, source_from_path(images))
+    loaded = with_settings(loaded, settings or [])
     machines: Machines
     if loaded.execution.executor == "ray":
         from engine.ray_machines import RayMachines

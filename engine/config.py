@@ -254,7 +254,9 @@ def changed(config: EngineConfig, changes: dict[str, Any]) -> EngineConfig:
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with nested fields replaced."""
     return base | {
-        key: merged(base[key], value) if isinstance(value, dict) and key in base else value
+        key: merged(base[key], value)
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+        else value
         for key, value in changes.items()
     }
 

@@ -4,18 +4,17 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
 from engine.config import describe, load_config, merged
 from engine.context import load_run_checkpoint
-from engine.errors import ConfigError, StorageError, UnreadableImageError
+from engine.errors import ConfigError, EngineError, StorageError, UnreadableImageError
 from engine.export import sa1b_annotations
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
 from engine.pictures import overlay, png_bytes
+from engine.settings import change_of, parsed
 from engine.store import open_store, read_uri
 from model.checkpoint import CHECKPOINTS_DIR, CONFIG, Checkpoint, load_checkpoint, read_json
 from model.sam import SamConfig
@@ -54,16 +53,11 @@ def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConf
         if preset in list(Preset)
         else load_config(preset).fully_automatic
     )
-    fields: dict[str, Any] = chosen.model_dump(mode="json")
+    fields = chosen.model_dump(mode="json")
     for setting in settings:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting}: expected name=value, such as points_per_side=16")
-        name = name.removeprefix("filters.")
-        change = {name: _parsed(setting, value)}
-        fields = merged(
-            fields, {"filters": change} if name in FilterConfig.model_fields else change
-        )
+        name, value = parsed(setting)
+        of_filters = name in FilterConfig.model_fields
+        fields = merged(fields, change_of(f"filters.{name}" if of_filters else name, value))
     try:
         return FullyAutomaticConfig.model_validate(fields)
     except ValidationError as error:
@@ -83,6 +77,9 @@ def generate_masks(
 
     Args:
         preset, settings: see `automatic_config`; without a preset, what suits the checkpoint.
+
+    Raises:
+        EngineError: at the end, when images could not be read; the others have their files.
     """
     store = open_store(str(folder))
     loaded = load_run_checkpoint(store, checkpoint, device)
@@ -90,10 +87,12 @@ def generate_masks(
     config = automatic_config(suited, [*changes, *settings])
     stage = FullyAutomatic(loaded.sam, config, Provenance(round=0, checkpoint=loaded.label))
     names = _distinct([Path(uri).stem for uri in images])
+    unreadable = 0
     for number, uri in enumerate(images):
         try:
             pixels = resize_to_work_size(read_pixels(_read(uri), ImageLimits()), WorkSize())
         except UnreadableImageError as error:
+            unreadable += 1
             yield f"{uri}: {error.status}: {error}"
             continue
         output = stage.run(Image(number, pixels), np.random.default_rng(number))
@@ -113,6 +112,8 @@ def generate_masks(
         store.replace(f"{name}.png", png_bytes(picture))
         drops = ", ".join(f"{reason} {count}" for reason, count in sorted(output.drops.items()))
         yield f"{uri}: {len(output.masks)} masks; dropped: {drops}{_advice(output)}"
+    if unreadable:
+        raise EngineError(f"{unreadable} of {len(images)} images could not be read, see above")
 
 
 def _advice(output: StageOutput) -> str:
@@ -120,13 +121,6 @@ def _advice(output: StageOutput) -> str:
     if output.masks or unsure < max(output.drops.values(), default=1):
         return ""
     return "; a lower --set pred_iou_thresh may help"
-
-
-def _parsed(setting: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}: the value is not YAML, such as 16 or 0.8") from error
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 One shard is one file: a row an image, its masks a list of structs within the row. The footer holds
 what a run needs to know of a shard without reading it: which one it is, what made it, its
-statistics. A file that exists is therefore its own commit record.
+statistics. A file that exists is therefore its own commit record. Fields that a later version adds
+within the format are not read (docs/format.md).
 """
 
 import time
@@ -95,8 +96,11 @@ class ShardHeader(Record):
     """The same."""
 
 
-class ShardFooter(Record):
+class _Versioned(Record):
     format_version: int = FORMAT_VERSION
+
+
+class ShardFooter(_Versioned):
     header: ShardHeader
     num_images: int
     num_masks: int
@@ -122,13 +126,14 @@ def read_footer(store: Store, path: str) -> ShardFooter:
         metadata = file.metadata.metadata or {}
         if _FOOTER_KEY not in metadata:
             raise CorruptFileError(f"{path} is no shard of this engine: its footer says nothing")
-        footer = ShardFooter.model_validate_json(metadata[_FOOTER_KEY])
-    if footer.format_version > FORMAT_VERSION:
-        raise EngineError(
-            f"{path} has format {footer.format_version}, this program reads up to "
-            f"{FORMAT_VERSION}; use a newer one"
-        )
-    return footer
+        content = metadata[_FOOTER_KEY]
+        version = _Versioned.model_validate_json(content, extra="ignore").format_version
+        if version > FORMAT_VERSION:
+            raise EngineError(
+                f"{path} has format {version}, this program reads up to {FORMAT_VERSION}; use a "
+                "newer one"
+            )
+        return ShardFooter.model_validate_json(content, extra="ignore")
 
 
 def read_records(store: Store, path: str) -> Iterator[ImageRecord]:
@@ -189,4 +194,4 @@ def _opened(store: Store, path: str) -> Iterator[pq.ParquetFile]:
 
 def _records(rows: pa.Table) -> Iterator[ImageRecord]:
     for row in rows.to_pylist():
-        yield ImageRecord.model_validate(row | {"drops": dict(row["drops"])})
+        yield ImageRecord.model_validate(row | {"drops": dict(row["drops"])}, extra="ignore")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.cli import USER_ERROR
 from engine.config import load_config
 from engine.errors import ConfigError
 from engine.generate import automatic_config, generate_masks, suited_to
@@ -91,3 +92,20 @@ def test_an_image_without_masks_is_told_with_what_may_help(
         [photo], checkpoint, tmp_path / "masks", settings=("points_per_side=2", *settings)
     )
     assert line.endswith(f"0 masks; dropped: {told}")
+
+
+def test_images_that_are_none_cost_the_exit_status_and_nothing_of_their_neighbours(
+    photo: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint, out = save_tiny_sam(str(tmp_path / "tiny")), tmp_path / "masks"
+    (tmp_path / "noise.png").write_bytes(b"no image at all")
+    images = str(tmp_path / "noise.png"), photo
+    settings = ("--checkpoint", checkpoint, "--out", str(out), "--set", "points_per_side=2")
+    assert sa_engine(monkeypatch, "generate", *images, *settings) == USER_ERROR
+    told = capsys.readouterr()
+    assert "noise.png: " in told.out
+    assert "1 of 2 images could not be read" in told.err
+    assert sorted(path.name for path in out.iterdir()) == ["photo.json", "photo.png"]

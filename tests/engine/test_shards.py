@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.errors import CorruptFileError, StorageError
+from engine.errors import CorruptFileError, EngineError, StorageError
 from engine.shards import (
     FORMAT_VERSION,
     ROWS_PER_GROUP,
@@ -94,6 +95,31 @@ def test_a_shard_of_before_is_read_as_before(store: LocalStore) -> None:
     actions = [action for mask in record.masks for action in mask.interactions]
     assert actions
     assert all(action.snapped is action.zoomed_in is None for action in actions)
+
+
+def test_fields_that_a_later_version_adds_are_not_read(store: LocalStore) -> None:
+    publish_shard(store, PATH, HEADER, [full_record()])
+    with_more(store, header={"sharpener": "abc"}, brightness=0.5)
+    assert read_footer(store, PATH).header == HEADER
+    assert list(read_records(store, PATH)) == [full_record()]
+
+
+def test_a_shard_of_a_later_format_is_not_called_damaged(store: LocalStore) -> None:
+    publish_shard(store, PATH, HEADER, [full_record()])
+    with_more(store, format_version=FORMAT_VERSION + 1, num_masks="many")
+    with pytest.raises(EngineError, match="has format 3, this program reads up to 2") as refused:
+        read_footer(store, PATH)
+    assert not isinstance(refused.value, CorruptFileError)
+
+
+def with_more(store: LocalStore, *, header: dict[str, str] | None = None, **fields: object) -> None:
+    """The shard at PATH with these in its footer, and a column that this version does not know."""
+    footer = read_footer(store, PATH).model_dump(mode="json") | fields
+    footer["header"] |= header or {}
+    table = pq.read_table(store.root / PATH)
+    table = table.append_column("sharpness", pa.array([0.5] * len(table)))
+    metadata = {"sa_engine": json.dumps(footer)}
+    pq.write_table(table.replace_schema_metadata(metadata), store.root / PATH)
 
 
 def schema_of_format_1() -> pa.Schema:
