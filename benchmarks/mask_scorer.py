@@ -12,13 +12,12 @@ not made again when the same command is given again.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,9 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.kept import arrays_kept, sam_of
 from benchmarks.seed_data import LabelledImage, read_folder
-from engine.context import load_run_checkpoint
-from engine.store import open_store
 from model.checkpoint import storable_weights
 from model.edge_detector import edge_detector_sha256
 from model.mask_scorer import NUM_FEATURES, MaskScorer
@@ -41,7 +39,8 @@ from stages.filters import box_nms
 from stages.predictor import MASK_THRESHOLD, Predictor, embed_batch
 from stages.prompts import point_grid
 from stages.rle import encode_window, rle_iou
-from stages.superpixels import UNCORRECTED, SnappedUpscale, Superpixels
+from stages.snapped_upscale import SnappedUpscale
+from stages.superpixels import UNCORRECTED, Superpixels
 
 log = logging.getLogger("mask_scorer")
 
@@ -96,25 +95,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def scored_masks_kept(image: LabelledImage, *, checkpoint: str, work: Path) -> ScoredMasks:
-    """As in the work folder, where they are of this very image, checkpoint and settings."""
-    made_by = checkpoint, edge_detector_sha256(), UNCORRECTED, POINTS_PER_SIDE, image.rles
-    key = hashlib.sha256(image.path.read_bytes() + repr(made_by).encode()).hexdigest()
-    kept = work / f"{image.path.stem}-{key[:16]}.npz"
-    if kept.exists():
-        with np.load(kept) as arrays:
-            return ScoredMasks(arrays["features"], arrays["ious"])
-    found = scored_masks(_sam(checkpoint), image)
-    part = kept.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, features=found.features, ious=found.ious)
-    part.replace(kept)
-    return found
-
-
-@cache
-def _sam(checkpoint: str) -> Sam:
-    torch.set_num_threads(1)
-    return load_run_checkpoint(open_store("."), checkpoint).sam
+    made_by = checkpoint, edge_detector_sha256(), UNCORRECTED, POINTS_PER_SIDE
+    found = arrays_kept(work, image, made_by, lambda: vars(scored_masks(sam_of(checkpoint), image)))
+    return ScoredMasks(**found)
 
 
 @torch.inference_mode()

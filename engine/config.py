@@ -157,6 +157,10 @@ class EngineConfig(Record):
             return self.fully_automatic.snap
         return self.snap or (stage is StageName.SEMI_AUTOMATIC and self.semi_automatic.snap)
 
+    def snaps_clicks(self, stage: StageName) -> bool:
+        """Whether annotators of such a round are answered in superpixels."""
+        return self.snap and stage is not StageName.FULLY_AUTOMATIC
+
     def rescores(self, stage: StageName) -> bool:
         """Whether a round of this stage lets the scorer of masks predict their IoU."""
         automatic = self.fully_automatic

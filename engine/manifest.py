@@ -38,6 +38,9 @@ class PlanHeader(Record):
     plans of earlier versions."""
     mask_scorer: str | None = None
     """The same of the weights that masks are rescored with; None where they are not."""
+    click_scorer: str | None = None
+    """The same of the weights that say what a click means; None where no click is snapped, and in
+    plans of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,12 @@ def freeze_plan(store: Store, folder: str, plan: RoundPlan) -> RoundPlan:
     store.publish(layout.plan_path(folder), buffer.getvalue())
     frozen = load_plan(store, folder)
     wanted = plan.header
-    if frozen.header.edge_detector is None:
-        wanted = wanted.model_copy(update={"edge_detector": None})
+    unsaid = {
+        name: None
+        for name in ("edge_detector", "click_scorer")
+        if getattr(frozen.header, name) is None
+    }
+    wanted = wanted.model_copy(update=unsaid)
     if frozen.header != wanted:
         raise ConfigError(
             f"cannot resume {folder}: planned with {_differences(frozen.header, wanted)}; "

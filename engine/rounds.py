@@ -43,6 +43,7 @@ from engine.stage_work import annotate_automatically, annotate_with_tasks, seale
 from engine.store import Store
 from engine.training import RetrainingJob
 from model.checkpoint import Lineage, save_checkpoint
+from model.click_scorer import click_scorer_sha256
 from model.edge_detector import edge_detector_sha256
 from model.mask_scorer import mask_scorer_sha256
 from stages.evaluation import Evaluation
@@ -218,6 +219,7 @@ def _plan(run: Run, index: int, checkpoint: str) -> RoundPlan:
             checkpoint=load_run_checkpoint(run.store, checkpoint).label,
             edge_detector=edge_detector_sha256() if run.config.snaps(mine.stage) else None,
             mask_scorer=mask_scorer_sha256() if run.config.rescores(mine.stage) else None,
+            click_scorer=click_scorer_sha256() if run.config.snaps_clicks(mine.stage) else None,
         ),
         image_ids=image_ids,
         images_per_shard=run.config.images_per_shard,

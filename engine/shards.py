@@ -94,6 +94,8 @@ class ShardHeader(Record):
     """As `PlanHeader.edge_detector` in `engine/manifest.py`."""
     mask_scorer: str | None = None
     """The same."""
+    click_scorer: str | None = None
+    """The same."""
 
 
 class _Versioned(Record):

@@ -5,7 +5,6 @@ Edge Detection" (2015); only the finest is used once it is trained. It knows not
 comes with the package, one for all checkpoints. Trained by `python -m benchmarks.edge_detector`.
 """
 
-import hashlib
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.checkpoint import load_weights, read_safetensors
+from model.shipped import sha256, shipped
 
 WEIGHTS = Path(__file__).with_name("edge_detector.safetensors")
 
@@ -104,18 +103,14 @@ class Residual(nn.Module):
 @cache
 def edge_detector_sha256() -> str:
     """Of the weights that `shipped_edge_detector` has."""
-    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    return sha256(WEIGHTS)
 
 
 @cache
 def shipped_edge_detector() -> EdgeDetector:
     """In eval mode, fp32, on the CPU."""
-    with torch.random.fork_rng(devices=[]):  # begins with weights that are drawn, and not kept
-        detector = EdgeDetector()
-    stored = read_safetensors(WEIGHTS).items()
-    weights = {name: t.float() if t.is_floating_point() else t for name, t in stored}
-    load_weights(detector, weights, WEIGHTS)
-    return detector.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    detector = shipped(EdgeDetector, WEIGHTS)
+    return detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _conv(width_in: int, width: int, stride: int = 1) -> nn.Sequential:

@@ -6,7 +6,6 @@ the package, as the edge detector does, and is fed by `stages/superpixels.py`. T
 `python -m benchmarks.mask_scorer`.
 """
 
-import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.checkpoint import load_weights, read_safetensors
+from model.shipped import sha256, shipped
 
 WEIGHTS = Path(__file__).with_name("mask_scorer.safetensors")
 
@@ -62,13 +61,10 @@ def _hidden(width_in: int, width: int) -> tuple[nn.Module, ...]:
 @cache
 def mask_scorer_sha256() -> str:
     """Of the weights that `shipped_mask_scorer` has."""
-    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    return sha256(WEIGHTS)
 
 
 @cache
 def shipped_mask_scorer() -> MaskScorer:
     """In eval mode, fp32, on the CPU."""
-    with torch.random.fork_rng(devices=[]):  # begins with weights that are drawn, and not kept
-        scorer = MaskScorer()
-    load_weights(scorer, read_safetensors(WEIGHTS), WEIGHTS)
-    return scorer.eval()
+    return shipped(MaskScorer, WEIGHTS)

@@ -12,10 +12,12 @@ from torch import Tensor
 from model.prompt_encoder import Prompts
 from model.sam import Sam
 from model.transforms import ResizeLongestSide
+from stages.given import given_logits
 from stages.prompts import Point
 from stages.rle import Mask
-from stages.superpixels import SnappedUpscale, Superpixels
-from stages.windows import WindowedUpscale
+from stages.snapped_upscale import SnappedUpscale
+from stages.superpixels import Superpixels
+from stages.windows import Window, WindowedUpscale
 
 MASK_THRESHOLD = 0.0
 """Logits above this are mask."""
@@ -49,6 +51,8 @@ class Answer:
     stability_score: tuple[float, ...]
     low_res_masks: Tensor
     """(M, S/4, S/4) logits."""
+    are_regions: tuple[bool, ...]
+    """Those that the model has not made: regions around the click (`stages/click_answers.py`)."""
     snapped: bool = False
     """The masks are made of superpixels."""
     zoomed_in: bool = False
@@ -88,7 +92,6 @@ class Predictor:
             if superpixels is None
             else SnappedUpscale(self.transform, superpixels)
         )
-        self._snaps = superpixels is not None
         self._stability_offset = stability_offset
 
     def predict(
@@ -124,23 +127,48 @@ class Predictor:
         with torch.inference_mode():
             output = self.sam.decode(self.embedding, prompts, multimask_output=multimask_output)
         low_res = output.low_res_masks[0].float().cpu()
+        of_head = output.predicted_iou[0].float().cpu().numpy()
+        is_one_click = multimask_output and labels == (1,) and box_xyxy is None
+        if isinstance(self.upscale, SnappedUpscale) and is_one_click:
+            return self._offered(self.upscale, low_res, of_head, points[0])
         stability, predicted_iou = self.upscale.scores(
-            low_res,
-            output.predicted_iou[0].float().cpu().numpy(),
-            threshold=MASK_THRESHOLD,
-            offset=self._stability_offset,
+            low_res, of_head, threshold=MASK_THRESHOLD, offset=self._stability_offset
         )
+        windows = (self.upscale.mask(logits, threshold=MASK_THRESHOLD) for logits in low_res)
         return Answer(
-            masks=tuple(self._draw(logits) for logits in low_res),
+            masks=tuple(self._filled(window) for window in windows),
             predicted_iou=tuple(predicted_iou.tolist()),
             stability_score=tuple(np.nan_to_num(stability).tolist()),
             low_res_masks=low_res,
-            snapped=self._snaps,
+            are_regions=(False,) * len(low_res),
+            snapped=isinstance(self.upscale, SnappedUpscale),
         )
 
-    def _draw(self, low_res_mask: Tensor) -> Mask:
+    def _offered(
+        self,
+        upscale: SnappedUpscale,
+        low_res: Tensor,
+        of_head: NDArray[np.float32],
+        click_xy: Point,
+    ) -> Answer:
+        """Where there are superpixels, one click is answered with regions around it as well."""
+        found = upscale.offered(low_res, of_head, threshold=MASK_THRESHOLD, click_xy=click_xy)
+        masks = tuple(self._filled(window) for window in found.windows)
+        logits = [
+            given_logits(mask, self.transform) if output is None else low_res[output]
+            for mask, output in zip(masks, found.outputs, strict=True)
+        ]
+        return Answer(
+            masks=masks,
+            predicted_iou=tuple(found.scores.predicted_iou.tolist()),
+            stability_score=tuple(np.nan_to_num(found.scores.stability).tolist()),
+            low_res_masks=torch.stack(logits),
+            are_regions=tuple(output is None for output in found.outputs),
+            snapped=True,
+        )
+
+    def _filled(self, window: Window | None) -> Mask:
         mask = np.zeros(self.size_hw, dtype=bool)
-        window = self.upscale.mask(low_res_mask, threshold=MASK_THRESHOLD)
         if window is not None:
             (x, y), (h, w) = window.offset_xy, window.mask.shape
             mask[y : y + h, x : x + w] = window.mask

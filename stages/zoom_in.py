@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.sam import Sam
 from model.transforms import ResizeLongestSide
+from stages.given import given_logits
 from stages.predictor import Answer, Pixels, Predictor, embed
 from stages.prompts import Point
 from stages.records import Interaction
@@ -221,18 +222,22 @@ def _merged(far: Answer, near: Answer, fits: list[bool], view: View, whole: View
     """The first look's answer, with each output that fits the crop as it was drawn there."""
     looks = [near if fit else far for fit in fits]
     masks = list(far.masks)
+    low_res = torch.where(
+        torch.tensor(fits)[:, None, None],
+        carry(near.low_res_masks, view, whole),
+        far.low_res_masks,
+    )
     for output in np.flatnonzero(fits):
         masks[output] = np.zeros_like(far.masks[output])
         masks[output][view.slices] = near.masks[output]
+        if near.are_regions[output]:
+            low_res[output] = given_logits(masks[output], whole.transform)
     return Answer(
         masks=tuple(masks),
         predicted_iou=tuple(look.predicted_iou[k] for k, look in enumerate(looks)),
         stability_score=tuple(look.stability_score[k] for k, look in enumerate(looks)),
-        low_res_masks=torch.where(
-            torch.tensor(fits)[:, None, None],
-            carry(near.low_res_masks, view, whole),
-            far.low_res_masks,
-        ),
+        low_res_masks=low_res,
+        are_regions=tuple(look.are_regions[k] for k, look in enumerate(looks)),
         snapped=far.snapped,
         zoomed_in=True,
     )

@@ -1,7 +1,8 @@
 """Small real things that stand in for large ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -85,6 +86,7 @@ class TruthfulPredictor:
             predicted_iou=(0.7, 0.8, 0.9)[:count],
             stability_score=(0.97, 0.98, 0.99)[:count],
             low_res_masks=torch.zeros(count, 8, 8),
+            are_regions=(False,) * count,
         )
 
     def _meant(
@@ -157,3 +159,20 @@ class ColourDecoder:
 
     def masks(self, reading: MaskPrediction, index: Tensor) -> Tensor:
         return reading.low_res_masks[index]
+
+
+A, B = TypeVar("A"), TypeVar("B")
+
+
+class OneAfterAnother:
+    """Stands for a pool of processes."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> "OneAfterAnother":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        return map(function, items)

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from model.click_scorer import shipped_click_scorer
 from stages.superpixels import Superpixels
 
 LEVEL = 6
@@ -22,14 +23,21 @@ Key = TypeVar("Key")
 
 
 def packed(superpixels: Superpixels) -> bytes:
-    """gzip of little-endian uint32: height, width, A atoms, K segmentations, M unions; then the
-    atom of each pixel of the work frame, rows first, of each segmentation the superpixel of each
-    atom, and the first superpixel of each union and the one after its last."""
+    """gzip of little-endian uint32: height, width, A atoms, K segmentations, M unions, B borders, W
+    weights; then the atom of each pixel of the work frame, rows first, of each segmentation the
+    superpixel of each atom, and the first superpixel of each union and the one after its last. As
+    float32 follow the borders' strengths, the unions' depths, and the weights of the scorer of
+    clicks, since the page has none of its own."""
     atoms, members = superpixels.atoms, [one.members for one in superpixels.segmentations]
-    unions = superpixels.unions.runs
-    sizes = (*atoms.shape, len(superpixels.areas), len(members), len(unions))
-    values = np.concatenate([sizes, atoms.ravel(), *members, unions.ravel()])
-    return gzip.compress(values.astype("<u4").tobytes(), LEVEL, mtime=0)
+    unions, weights = superpixels.unions, shipped_click_scorer().parameters()
+    reals = [unions.borders, unions.depths, *(one.numpy(force=True).ravel() for one in weights)]
+    sizes = (
+        *(*atoms.shape, len(superpixels.areas), len(members)),
+        *(len(unions.depths), len(unions.borders), sum(map(len, reals[2:]))),
+    )
+    whole = np.concatenate([sizes, atoms.ravel(), *members, unions.runs.ravel()])
+    values = whole.astype("<u4").tobytes() + np.concatenate(reals).astype("<f4").tobytes()
+    return gzip.compress(values, LEVEL, mtime=0)
 
 
 class Kept(Generic[Key]):

@@ -1,9 +1,7 @@
 """The scorer of masks: what it is taught, what it never sees, and that its masks are kept."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from benchmarks import mask_scorer, seed_data
 from benchmarks.mask_scorer import ScoredMasks, figures, main, scored_masks, train
 from benchmarks.seed_data import LabelledImage, read_folder
 from engine.scenes import write_scenes
-from fakes import tiny_sam
+from fakes import OneAfterAnother, tiny_sam
 from model.checkpoint import read_safetensors
 from model.mask_scorer import NUM_FEATURES, MaskScorer
 
@@ -29,23 +27,6 @@ def test_what_tells_good_masks_from_bad_ones_is_learnt() -> None:
     assert found["held_out_error"] < 0.06
     assert found["held_out_correlation"] > 0.95
     assert figures(MaskScorer().eval(), watched)["held_out_error"] > 0.2
-
-
-A, B = TypeVar("A"), TypeVar("B")
-
-
-class OneAfterAnother:
-    """Stands for a pool of processes."""
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def __enter__(self) -> "OneAfterAnother":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def map(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-        return map(function, items)
 
 
 def test_masks_of_the_training_side_are_made_once(

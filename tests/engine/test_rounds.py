@@ -140,6 +140,20 @@ def test_a_round_of_rescored_masks_goes_on_with_the_scorer_it_was_begun_with(
         run.run()
 
 
+def test_a_round_of_snapped_clicks_goes_on_with_the_scorer_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"snap": True}
+    run = TinyRun(tmp_path, [{**MANUAL, "retrain": False}], num_images=2, changes=changes)
+    run.run()
+    run.assert_whole()
+    for name in ("outcome.json", "manifest.json", "shards/shard-000000.parquet"):
+        (run.out / run.config.round_folder(0) / name).unlink()  # as if killed on its way
+    monkeypatch.setattr("engine.rounds.click_scorer_sha256", lambda: "of others")
+    with pytest.raises(ConfigError, match=r"click_scorer .*, is now of others"):
+        run.run()
+
+
 def test_a_worse_checkpoint_is_not_promoted_if_it_must_be_better_and_both_figures_are_kept(
     tmp_path: Path,
 ) -> None:

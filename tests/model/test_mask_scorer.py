@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import edge_detector, mask_scorer
+from model import click_scorer, edge_detector, mask_scorer
 from model.mask_scorer import NUM_FEATURES, shipped_mask_scorer
 from stages.mask_looks import NUM_LOOKS
 
@@ -40,5 +40,5 @@ def test_weights_that_were_cut_off_are_named(
 
 def test_all_that_ships_stays_within_25_megabytes() -> None:
     checkpoint = edge_detector.WEIGHTS.parent / "checkpoints" / "sa-tiny" / "model.safetensors"
-    files = (checkpoint, edge_detector.WEIGHTS, mask_scorer.WEIGHTS)
+    files = (checkpoint, *(one.WEIGHTS for one in (edge_detector, mask_scorer, click_scorer)))
     assert sum(file.stat().st_size for file in files) < 25e6

@@ -9,23 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fakes import ColourSam, rectangle, tiny_sam
+from model.click_scorer import NUM_FACTS, ClickScorer
+from model.click_scorer import NUM_LOOKS as NUM_LOOKS_OF_UNIONS
 from model.mask_scorer import NUM_FEATURES, MaskScorer
 from model.transforms import ResizeLongestSide
 from stages.filters import mask_box
-from stages.mask_looks import NUM_LOOKS, Values
+from stages.mask_looks import NUM_LOOKS
 from stages.predictor import Pixels, Predictor, embed
 from stages.prompts import mask_iou
+from stages.region_tree import RegionTree
 from stages.rle import Mask, encode_rle
-from stages.superpixels import (
-    CORRECTABLE,
-    SIDE,
-    UNCORRECTED,
-    Cuts,
-    Segmentation,
-    SnappedUpscale,
-    Superpixels,
-    Unions,
-)
+from stages.snapped_upscale import SnappedUpscale
+from stages.superpixels import CORRECTABLE, SIDE, UNCORRECTED, Cuts, Segmentation, Superpixels
+from stages.unions import Unions, Values
+from stages.windows import Window
 from stages.zoom_in import predictor_of
 
 PAGE_GOLDEN = Path(__file__).parents[2] / "web/ui/tests/snapped_upscale.golden.json"
@@ -77,8 +74,11 @@ def agreement_of(upscale: SnappedUpscale, logits: Tensor) -> Values:
 
 
 def drawn(upscale: SnappedUpscale, logits: Tensor, size_hw: tuple[int, int]) -> Mask:
+    return filled(upscale.mask(logits, threshold=0.0), size_hw)
+
+
+def filled(window: Window | None, size_hw: tuple[int, int]) -> Mask:
     mask = np.zeros(size_hw, dtype=bool)
-    window = upscale.mask(logits, threshold=0.0)
     if window is not None:
         (x, y), (h, w) = window.offset_xy, window.mask.shape
         mask[y : y + h, x : x + w] = window.mask
@@ -186,8 +186,20 @@ def tiles(size_hw: tuple[int, int]) -> Superpixels:
     )
     ends = (each[: len(each) // across] + 1) * across
     nodes = [np.stack((each, each + 1), axis=1), np.stack((0 * ends, ends), axis=1)]
-    superpixels.unions = Unions(np.concatenate(nodes), each, superpixels.areas)
+    borders = 0.5 + 0.4 * np.sin(each[1:])
+    tree = RegionTree(superpixels.atoms, np.concatenate(nodes), borders)
+    superpixels.unions = Unions(tree, each, superpixels.areas)
     return superpixels
+
+
+def page_logits(name: str, side: int) -> Tensor:
+    i, j = np.indices((side, side))
+    logits = {
+        "waves": 3 * (np.sin(i * 0.9 + 0.3) * np.cos(j * 0.7) + 0.4 * np.sin(i * j * 0.31)) - 1.2,
+        "blob": side / 5 - np.hypot(i - side * 0.3, j - side * 0.4),
+        "nothing": np.full((side, side), -9),
+    }[name]
+    return torch.from_numpy(logits.astype(np.float32))
 
 
 @pytest.mark.parametrize("expected", json.loads(PAGE_GOLDEN.read_text()), ids=lambda e: e["logits"])
@@ -195,17 +207,57 @@ def test_the_page_is_tested_against_masks_made_here(expected: dict[str, Any]) ->
     size_hw, image_size = (expected["height"], expected["width"]), expected["imageSize"]
     upscale = SnappedUpscale(ResizeLongestSide(size_hw, image_size), tiles(size_hw))
     side = image_size // 4
-    i, j = np.indices((side, side))
-    logits = {
-        "waves": 3 * (np.sin(i * 0.9 + 0.3) * np.cos(j * 0.7) + 0.4 * np.sin(i * j * 0.31)) - 1.2,
-        "blob": side / 5 - np.hypot(i - side * 0.3, j - side * 0.4),
-    }[expected["logits"]]
-    answer = torch.from_numpy(logits.astype(np.float32))
+    answer = page_logits(expected["logits"], side)
     assert encode_rle(drawn(upscale, answer, size_hw)).counts == expected["counts"]
     head = np.array([0.7], np.float32)
     stability, worth = upscale.scores(answer[None], head, threshold=0.0, offset=1.0)
     assert stability.tolist() == pytest.approx([expected["stability"]])
     assert worth.tolist() == pytest.approx([expected["predictedIou"]])
+
+
+@pytest.mark.parametrize(
+    "expected", [one for one in json.loads(PAGE_GOLDEN.read_text()) if "offered" in one]
+)
+def test_the_page_is_tested_against_offers_made_here(
+    expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.click_answers.shipped_click_scorer", waving_scorer)
+    size_hw, image_size = (expected["height"], expected["width"]), expected["imageSize"]
+    for mine, one in zip(page_offers(size_hw, image_size), expected["offered"], strict=True):
+        assert (mine["counts"], mine["output"]) == (one["counts"], one["output"])
+        assert mine["stability"] == pytest.approx(one["stability"])
+        assert mine["predictedIou"] == pytest.approx(one["predictedIou"], abs=1e-5)
+
+
+def waving_scorer() -> ClickScorer:
+    """As `wavingScorer` in web/ui/tests/scorers.ts."""
+    scorer = ClickScorer().eval()
+    statistics = 2 * NUM_LOOKS_OF_UNIONS + 2 * NUM_FACTS
+    at = 0
+    for parameter in scorer.parameters():
+        numbers = torch.arange(at, at + parameter.numel(), dtype=torch.float64)
+        values = 0.4 * torch.sin(1.3 * numbers) + (numbers < statistics)
+        parameter.data.copy_(values.reshape(parameter.shape))
+        at += parameter.numel()
+    return scorer
+
+
+def page_offers(size_hw: tuple[int, int], image_size: int) -> list[dict[str, Any]]:
+    """For a click, by `waving_scorer`, of three answers on tiles."""
+    upscale = SnappedUpscale(ResizeLongestSide(size_hw, image_size), tiles(size_hw))
+    answers = [page_logits(name, image_size // 4) for name in ("waves", "blob", "nothing")]
+    click = float(size_hw[1] * 4 // 10), float(size_hw[0] * 3 // 10)
+    head = np.array([0.7, 0.5, 0.3], dtype=np.float32)
+    found = upscale.offered(torch.stack(answers), head, threshold=0.0, click_xy=click)
+    return [
+        {
+            "counts": encode_rle(filled(window, size_hw)).counts,
+            "stability": float(np.nan_to_num(found.scores.stability[one])),
+            "predictedIou": float(found.scores.predicted_iou[one]),
+            "output": found.outputs[one],
+        }
+        for one, window in enumerate(found.windows)
+    ]
 
 
 def test_what_a_scorer_says_stands_for_the_word_of_the_head() -> None:
@@ -261,7 +313,7 @@ def test_a_predictor_that_snaps_gives_the_same_logits_and_other_masks() -> None:
     embedding = embed(sam, pixels)
     plain, snapping = (
         predictor_of(sam, pixels, embedding, zoom_in=False, snap=snap).predict(
-            ((100.0, 100.0),), (1,), multimask_output=True
+            ((100.0, 100.0), (120.0, 90.0)), (1, 1), multimask_output=True
         )
         for snap in (False, True)
     )
@@ -279,13 +331,16 @@ def test_a_second_look_snaps_to_the_superpixels_of_its_crop() -> None:
     sam = ColourSam(image_size=128)  # 15 pixels of the image to a cell
     embedding = embed(sam, pixels)  # type: ignore[arg-type]
     far, near = (
-        predictor_of(sam, pixels, embedding, zoom_in=zoom_in, snap=True)  # type: ignore[arg-type]
-        .predict(((100.0, 90.0),), (1,), multimask_output=True)
-        .masks[0]
+        max(
+            mask_iou(mask, pebble)
+            for mask in predictor_of(sam, pixels, embedding, zoom_in=zoom_in, snap=True)  # type: ignore[arg-type]
+            .predict(((100.0, 90.0),), (1,), multimask_output=True)
+            .masks
+        )
         for zoom_in in (False, True)
     )
-    assert mask_iou(near, pebble) > 0.9
-    assert mask_iou(near, pebble) >= mask_iou(far, pebble)
+    assert near > 0.9
+    assert near >= far
 
 
 def test_a_predictor_without_superpixels_is_not_changed() -> None:

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import CorpusRow
 from engine.errors import UnreadableImageError
+from model.click_scorer import shipped_click_scorer
 from offices import HEADER, PEOPLE, SIDE, Office, claim, leave, on, open_office
 from stages.predictor import Pixels
 from stages.superpixels import Superpixels
@@ -53,8 +54,9 @@ def test_the_page_has_the_engines_own(
     answer = client.get(url, params=None if crop is None else {"crop_xyxy": list(crop)})
     assert answer.status_code == 200
     sent = np.frombuffer(answer.content, "<u4")
-    height, width, num_atoms, num_segmentations, num_unions = sent[:5].tolist()
-    rest = sent[5:]
+    height, width, num_atoms, num_segmentations, num_unions, num_borders, _ = sent[:7].tolist()
+    num_integers = height * width + num_segmentations * num_atoms + 2 * num_unions
+    rest, reals = sent[7 : 7 + num_integers], sent[7 + num_integers :].view("<f4")
     pixels = pixels_of(snapping, task)
     if crop is not None:
         pixels = pixels[crop[1] : crop[3], crop[0] : crop[2]]
@@ -67,6 +69,13 @@ def test_the_page_has_the_engines_own(
         assert np.array_equal(mine, one.members)
     unions = np.reshape(rest[-2 * num_unions :], (num_unions, 2))
     assert np.array_equal(unions, expected.unions.runs)
+    borders, depths, weights = np.split(reals, [num_borders, num_borders + num_unions])
+    np.testing.assert_allclose(borders, expected.unions.borders, rtol=1e-6)
+    np.testing.assert_allclose(depths, expected.unions.depths, rtol=1e-6)
+    mine = [
+        parameter.numpy(force=True).ravel() for parameter in shipped_click_scorer().parameters()
+    ]
+    assert np.array_equal(weights, np.concatenate(mine))
 
 
 def test_an_image_is_cut_up_once_however_many_ask_at_a_time(

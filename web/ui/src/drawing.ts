@@ -178,7 +178,7 @@ export class Drawing {
     void this.decoder.hover(toModel(prompt, this.size, this.task.image_size)).then((answer) => {
       if (!answer || session !== this.session || !session.isEmpty || !this.hovered) return;
       hovered.answer = answer;
-      this.preview = session.preview(answer);
+      this.preview = session.preview(answer, pixel);
       this.voice.changed();
     });
   }

@@ -182,3 +182,9 @@ export function strokeMask(
     }
   }
 }
+
+/** 0 for two empty masks. */
+export function iouOf(first: Mask, second: Mask): number {
+  const shared = area(first) - area(subtract(first, second));
+  return shared / Math.max(1, area(first) + area(second) - shared);
+}

@@ -4,6 +4,7 @@ import { type Point, toInput } from "./geometry";
 import type { Box } from "./mask";
 import type { Size } from "./rle";
 import type { Superpixels } from "./snapped_upscale";
+import type { Output } from "./upscale";
 
 /** In image pixels. */
 export interface Prompt {
@@ -48,6 +49,19 @@ export const [SINGLE, SEVERAL]: readonly (readonly number[])[] = [[0], [1, 2, 3]
 /** One point is ambiguous and gets three outputs; all other prompts get the single one. */
 export function offeredChannels(prompt: Prompt): readonly number[] {
   return prompt.maskInput || prompt.box ? SINGLE : SEVERAL;
+}
+
+/** The place of a click that is all that is asked about, and adds something. */
+export function oneClickOf(prompt: Prompt): Point | null {
+  const isOne = prompt.labels.length === 1 && prompt.labels[0] === 1 && !prompt.box && !prompt.maskInput;
+  return isOne ? prompt.points[0] : null;
+}
+
+export function outputsOf(answer: Pick<Answer, "lowResMasks" | "predictedIou">, channels: readonly number[]): Output[] {
+  return channels.map((channel) => ({
+    logits: channelOf(answer, channel),
+    predictedIou: answer.predictedIou[channel],
+  }));
 }
 
 /** One output's logits. */

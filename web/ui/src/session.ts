@@ -8,14 +8,14 @@ import type { Interaction, MaskPayload } from "./api";
 import type { Point } from "./geometry";
 import { givenLogits } from "./given";
 import { emptyHistory, type History, push, redo, undo } from "./history";
-import { type Box, boxOf, EMPTY, isEmpty, type Mask, subtract, trim, union } from "./mask";
-import { type Answer, channelOf, type Near, offeredChannels, type Prompt, SEVERAL, SINGLE } from "./prompt";
+import { type Box, boxOf, EMPTY, iouOf, isEmpty, type Mask, subtract, trim, union } from "./mask";
+import { type Answer, channelOf, type Near, offeredChannels, oneClickOf, outputsOf, type Prompt, SEVERAL, SINGLE } from "./prompt";
 import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
 import { Upscales } from "./snapped_upscale";
 import type { Enlarged, Enlarges } from "./upscale";
 import { fits } from "./zoom_in";
 
-interface Output {
+interface Offered {
   /** In the frame of the whole image; the next prompt's mask input. */
   logits: Float32Array;
   predictedIou: number;
@@ -28,8 +28,10 @@ interface Reply {
   /** Null of a mask that was given. */
   answer: Answer | null;
   snapped: boolean;
-  /** The outputs offered: whole, part and subpart, or the single one. */
-  offered: Output[];
+  /** Of one click that is all there is. */
+  click: Point | null;
+  /** Whole, part and subpart, or the single one. */
+  offered: Offered[];
   chosen: number;
   mask: Mask;
   stabilityScore: number;
@@ -105,7 +107,7 @@ export class MaskSession {
         const prompt = session.promptWith(kind, coords, label);
         const asking = { snaps: logged.snapped ?? session.upscales.canSnap, zoomsIn: logged.zoomed_in, known: null };
         const again = await session.ask(prompt, asking);
-        const reply = session.replyTo(again, offeredChannels(prompt), logged.output, asking.snaps);
+        const reply = session.replyTo(again, oneClickOf(prompt), offeredChannels(prompt), logged.output, asking.snaps);
         session.history = push(session.history, { ...action, reply, stroke: null });
       }
     }
@@ -211,7 +213,10 @@ export class MaskSession {
     const reply = this.lastReply;
     if (!reply?.answer || reply.snapped === this.wantsSnap()) return false;
     const channels = reply.offered.length > 1 ? SEVERAL : SINGLE;
-    this.replaceLast(this.replyTo(reply.answer, channels, reply.chosen, this.wantsSnap()));
+    const again = this.replyTo(reply.answer, reply.click, channels, null, this.wantsSnap());
+    const likeness = again.offered.map((one) => iouOf(enlarged(one).mask, reply.mask));
+    const chosen = likeness.indexOf(Math.max(...likeness)); // other masks may be offered, in another order
+    this.replaceLast({ ...again, chosen, ...enlarged(again.offered[chosen]) });
     return true;
   }
 
@@ -240,9 +245,9 @@ export class MaskSession {
     };
   }
 
-  /** What the model's answer to the first prompt of a mask looks like before it is clicked. */
-  preview(answer: Answer): Mask {
-    return this.replyTo(answer, SEVERAL, null, this.wantsSnap()).mask;
+  /** What the model's answer to the first click of a mask, at a place, looks like before it is clicked. */
+  preview(answer: Answer, place: Point): Mask {
+    return this.replyTo(answer, place, SEVERAL, null, this.wantsSnap()).mask;
   }
 
   /** Those of its last answer, also where that could not be made again as it was. */
@@ -260,7 +265,7 @@ export class MaskSession {
     const { predicted_iou: predictedIou, stability_score: stabilityScore } = saved;
     const drawn = { logits, upscale: upscales.of(false), crop: null };
     const offered = [{ logits, predictedIou, drawn }];
-    this.given = { answer: null, snapped: false, offered, chosen: 0, mask, stabilityScore };
+    this.given = { answer: null, snapped: false, click: null, offered, chosen: 0, mask, stabilityScore };
   }
 
   private async prompt(
@@ -273,34 +278,52 @@ export class MaskSession {
     const prompt = this.promptWith(kind, coords, label);
     const snaps = this.snapped ?? this.wantsSnap(); // as the mask in sight
     const answer = await this.ask(prompt, { snaps, zoomsIn: null, known });
-    const reply = this.replyTo(answer, offeredChannels(prompt), null, snaps);
+    const reply = this.replyTo(answer, oneClickOf(prompt), offeredChannels(prompt), null, snaps);
     const mask = withStrokes(reply.mask, this.actions);
     this.history = push(this.history, { kind, coords, label, seconds, reply, logged: null, stroke: null, mask });
   }
 
-  private replyTo(answer: Answer, channels: readonly number[], output: number | null, snaps: boolean): Reply {
-    const offered = channels.map((channel) => this.outputOf(answer, channel, snaps));
+  private replyTo(
+    answer: Answer,
+    click: Point | null,
+    channels: readonly number[],
+    output: number | null,
+    snaps: boolean,
+  ): Reply {
+    const offered = this.offeredFor(answer, click, channels, snaps);
     const best = offered.reduce((a, b) => (b.predictedIou > a.predictedIou ? b : a));
     const chosen = Math.min(output ?? offered.indexOf(best), offered.length - 1);
-    return { answer, snapped: snaps && this.upscales.canSnap, offered, chosen, ...enlarged(offered[chosen]) };
+    return { answer, snapped: snaps && this.upscales.canSnap, click, offered, chosen, ...enlarged(offered[chosen]) };
   }
 
-  /** As it was drawn from nearer, if it is small enough for the crop. */
-  private outputOf(answer: Answer, channel: number, snaps: boolean): Output {
-    const { near } = answer;
-    const logits = channelOf(answer, channel);
+  /** Each as it was drawn from nearer, if it is small enough for the crop. */
+  private offeredFor(answer: Answer, click: Point | null, channels: readonly number[], snaps: boolean): Offered[] {
     const upscale = this.upscales.of(snaps);
-    if (!near || !fits(upscale.enlarge(logits).mask, near.crop)) {
-      const predictedIou = upscale.predictedIou(answer.predictedIou[channel], logits);
-      return { logits, predictedIou, drawn: { logits, upscale, crop: null } };
-    }
-    const nearLogits = channelOf(near, channel);
+    const outputs = outputsOf(answer, channels);
+    const far = upscale.offer(outputs, click).map(({ drawn: logits, predictedIou, output }) => {
+      const drawn = { logits, upscale, crop: null };
+      return { logits: output === null ? this.givenAs(drawn) : logits, predictedIou, drawn };
+    });
+    const { near } = answer;
+    if (!near) return far;
+    const { crop } = near;
+    const areSmall = far.map(({ drawn }) => fits(upscale.enlarge(drawn.logits).mask, crop));
+    if (!areSmall.includes(true)) return far;
     const closer = this.closer(near).of(snaps);
-    return {
-      logits: channelOf({ lowResMasks: near.carried }, channel),
-      predictedIou: closer.predictedIou(near.predictedIou[channel], nearLogits),
-      drawn: { logits: nearLogits, upscale: closer, crop: near.crop },
-    };
+    const within = click && { x: click.x - crop.x0, y: click.y - crop.y0 };
+    const offers = closer.offer(outputsOf(near, channels), within);
+    return far.map((one, index) => {
+      if (!areSmall[index]) return one;
+      const { drawn: logits, predictedIou, output } = offers[index];
+      const drawn = { logits, upscale: closer, crop };
+      const carried = output === null ? this.givenAs(drawn) : channelOf({ lowResMasks: near.carried }, channels[output]);
+      return { logits: carried, predictedIou, drawn };
+    });
+  }
+
+  /** Of a region that the model has not made, as if it had. */
+  private givenAs(drawn: Offered["drawn"]): Float32Array {
+    return givenLogits(enlarged({ drawn }).mask, this.size, this.upscales.imageSize);
   }
 
   /** For as long as the crop stays the same. */
@@ -360,7 +383,7 @@ export class MaskSession {
   }
 }
 
-function enlarged({ drawn: { logits, upscale, crop } }: Output): Enlarged {
+function enlarged({ drawn: { logits, upscale, crop } }: Pick<Offered, "drawn">): Enlarged {
   const { mask, stabilityScore } = upscale.enlarge(logits);
   if (!crop) return { mask, stabilityScore };
   return { mask: { ...mask, x: mask.x + crop.x0, y: mask.y + crop.y0 }, stabilityScore };

@@ -1,13 +1,16 @@
 /**
  * Masks whose edges are those of the image: the model's logits to masks made of superpixels, as
- * stages/superpixels.py has it. The server cuts the image up; what lies in the same superpixel every
- * time is one atom.
+ * stages/snapped_upscale.py has it. The server cuts the image up; what lies in the same superpixel
+ * every time is one atom.
  */
 
-import { inputSize } from "./geometry";
+import { meant } from "./click_answers";
+import { ClickScorer } from "./click_scorer";
+import { inputSize, type Point } from "./geometry";
 import { EMPTY, type Mask, trim } from "./mask";
 import type { Size } from "./rle";
-import { type Axis, axisOf, type Enlarged, type Enlarges, pixelsReading, Upscale } from "./upscale";
+import { Unions } from "./unions";
+import { type Axis, axisOf, type Enlarged, type Enlarges, type Offer, type Output, pixelsReading, Upscale } from "./upscale";
 
 /** An image or a crop cut up several times, in a frame of its own. */
 export interface Superpixels extends Size {
@@ -17,6 +20,12 @@ export interface Superpixels extends Size {
   segmentations: Uint32Array[];
   /** What edges alone put together: of each, the first superpixel of the first segmentation and the one after its last. */
   unions: Uint32Array;
+  /** Strength of the border between each superpixel of the first segmentation and the one of next number. */
+  borders: Float32Array;
+  /** Of each union: pixels from its deepest place to what is outside. */
+  depths: Float32Array;
+  /** Says what a click means. */
+  clickScorer: ClickScorer;
 }
 
 /** Both ways to make masks of an image or crop; where it has no superpixels, there is one. */
@@ -43,23 +52,29 @@ export class Upscales {
   }
 }
 
-/** The server's packed bytes: height, width, atoms, segmentations, unions; then all of them, each four bytes. */
+/** The server's packed bytes, see `packed` in web/superpixels.py. */
 export function superpixelsOf(packed: ArrayBuffer): Superpixels {
-  const [height, width, count, number, unions] = new Uint32Array(packed, 0, 5);
-  const values = new Uint32Array(packed, 20);
-  const pixels = height * width;
-  const members = pixels + number * count;
-  if (values.length !== members + 2 * unions) throw new Error("superpixels that were cut short");
+  const [height, width, count, number, unions, borders, weights] = new Uint32Array(packed, 0, HEADER);
+  let at = HEADER;
+  const take = (length: number): number => (at += length) - length;
+  const integers = (length: number): Uint32Array => new Uint32Array(packed, 4 * take(length), length);
+  const reals = (length: number): Float32Array => new Float32Array(packed, 4 * take(length), length);
+  const whole = HEADER + height * width + number * count + 2 * unions + borders + unions + weights;
+  if (packed.byteLength !== 4 * whole) throw new Error("superpixels that were cut short");
   return {
     height,
     width,
-    atoms: values.subarray(0, pixels),
-    segmentations: Array.from({ length: number }, (_, at) =>
-      values.subarray(pixels + at * count, pixels + (at + 1) * count),
-    ),
-    unions: values.subarray(members),
+    atoms: integers(height * width),
+    segmentations: Array.from({ length: number }, () => integers(count)),
+    unions: integers(2 * unions),
+    borders: reals(borders),
+    depths: reals(unions),
+    clickScorer: new ClickScorer(reals(weights)),
   };
 }
+
+/** Numbers that say how many others follow. */
+const HEADER = 7;
 
 class Segmentation {
   private readonly areas: Float64Array;
@@ -84,51 +99,18 @@ class Segmentation {
   }
 }
 
-/** All that edges alone put together, to compare masks with. */
-class Unions {
-  private readonly count: number;
-  private readonly areas: Float64Array;
-
-  constructor(
-    private readonly runs: Uint32Array,
-    private readonly members: Uint32Array,
-    private readonly areasOfAtoms: Float64Array,
-  ) {
-    this.count = 1 + members.reduce((most, member) => Math.max(most, member), 0);
-    this.areas = this.upTo(new Uint8Array(members.length).fill(1));
-  }
-
-  /** The IoU of a mask with the union that is most like it. */
-  bestIou(mask: Uint8Array): number {
-    const shared = this.upTo(mask);
-    const area = shared[shared.length - 1];
-    let best = 0;
-    for (let at = 0; at < this.runs.length; at += 2) {
-      const [first, end] = [this.runs[at], this.runs[at + 1]];
-      const both = shared[end] - shared[first];
-      best = Math.max(best, both / (this.areas[end] - this.areas[first] + area - both));
-    }
-    return best;
-  }
-
-  /** Pixels of a mask that lie in all superpixels before each, and in all at last. */
-  private upTo(mask: Uint8Array): Float64Array {
-    const { members, areasOfAtoms } = this;
-    const sums = new Float64Array(this.count + 1);
-    for (let atom = 0; atom < mask.length; atom++) if (mask[atom]) sums[members[atom] + 1] += areasOfAtoms[atom];
-    for (let member = 1; member < sums.length; member++) sums[member] += sums[member - 1];
-    return sums;
-  }
-}
-
 interface InAtoms {
   /** Of each atom: whether it is mask. */
-  together: Uint8Array;
-  agreement: number;
+  mask: Uint8Array;
+  /** IoU of what each segmentation makes alone with the mask. */
+  ofSegmentations: number[];
+  /** IoU of the mask with the union most like it. */
+  ofUnions: number;
 }
 
 class SnappedUpscale implements Enlarges {
   readonly side: number;
+  private readonly size: Size;
   private readonly found = new WeakMap<Float32Array, InAtoms>();
   /** From cells to the frame of the superpixels, and from there to the image. */
   private readonly rows: Axis;
@@ -143,6 +125,7 @@ class SnappedUpscale implements Enlarges {
     imageSize: number,
     private readonly superpixels: Superpixels,
   ) {
+    this.size = size;
     const input = inputSize(size, imageSize);
     this.side = imageSize / 4;
     this.rows = axisOf(this.side, imageSize, input.height, superpixels.height);
@@ -154,7 +137,7 @@ class SnappedUpscale implements Enlarges {
     this.areas = new Float64Array(superpixels.segmentations[0].length);
     for (const atom of superpixels.atoms) this.areas[atom]++;
     this.segmentations = superpixels.segmentations.map((members) => new Segmentation(members, this.areas));
-    this.unions = new Unions(superpixels.unions, superpixels.segmentations[0], this.areas);
+    this.unions = new Unions(superpixels, this.areas);
   }
 
   /**
@@ -162,13 +145,45 @@ class SnappedUpscale implements Enlarges {
    * the union of superpixels most like it.
    */
   enlarge(logits: Float32Array): Enlarged {
-    const { together, agreement } = this.inAtoms(logits);
-    return { mask: this.inImage(together), stabilityScore: agreement };
+    const found = this.inAtoms(logits);
+    return { mask: this.inImage(found.mask), stabilityScore: agreementOf(found) };
   }
 
-  /** The geometric mean of what the model says of its own mask and the agreement. */
-  predictedIou(ofHead: number, logits: Float32Array): number {
-    return Math.sqrt(Math.min(Math.max(0, ofHead), 1) * this.inAtoms(logits).agreement);
+  /**
+   * For one click the likeliest of the outputs and of the regions around it. Otherwise what the model says of its own
+   * masks counts as much as the agreement: their geometric mean.
+   */
+  offer(outputs: readonly Output[], click: Point | null): Offer[] {
+    const found = outputs.map(({ logits }) => this.inAtoms(logits));
+    if (!click) {
+      return outputs.map(({ logits, predictedIou }, output) => {
+        const agreement = agreementOf(found[output]);
+        return { drawn: logits, predictedIou: Math.sqrt(Math.min(Math.max(0, predictedIou), 1) * agreement), output };
+      });
+    }
+    const said = found.map((one, output) => ({ ...one, ofHead: outputs[output].predictedIou }));
+    const { areas, unions, superpixels } = this;
+    return meant(said, unions, areas, this.placeOf(click), superpixels.clickScorer).map(({ mask, predictedIou, output }) => ({
+      drawn: output === null ? this.drawnAs(mask) : outputs[output].logits,
+      predictedIou,
+      output,
+    }));
+  }
+
+  private placeOf({ x, y }: Point): { x: number; y: number; atom: number } {
+    const { width, height, atoms } = this.superpixels;
+    const along = (place: number, work: number, image: number): number =>
+      Math.min(Math.max(Math.floor(((place + 0.5) * work) / image), 0), work - 1);
+    const [column, row] = [along(x, width, this.size.width), along(y, height, this.size.height)];
+    return { x: column, y: row, atom: atoms[row * width + column] };
+  }
+
+  /** Stands for logits that are made into this mask. */
+  private drawnAs(mask: Uint8Array): Float32Array {
+    const drawn = new Float32Array();
+    const levels = this.levels(Float64Array.from(mask, (inside) => inside - 0.5));
+    this.found.set(drawn, this.agreed(mask, levels));
+    return drawn;
   }
 
   /** Found once for each answer: its worth is asked for, and then its mask. */
@@ -179,26 +194,33 @@ class SnappedUpscale implements Enlarges {
   }
 
   private find(logits: Float32Array): InAtoms {
-    const { areas, segmentations } = this;
-    const means = this.meansOfAtoms(logits);
-    const levels = segmentations.map((segmentation) => segmentation.smoothed(means));
-    const together = new Uint8Array(means.length);
-    for (let atom = 0; atom < together.length; atom++) {
+    const levels = this.levels(this.meansOfAtoms(logits));
+    const mask = new Uint8Array(this.areas.length);
+    for (let atom = 0; atom < mask.length; atom++) {
       let sum = 0;
       for (const level of levels) sum += level[atom];
-      together[atom] = Number(sum > 0);
+      mask[atom] = Number(sum > 0);
     }
-    let agreement = 0;
-    for (const level of levels) {
+    return this.agreed(mask, levels);
+  }
+
+  /** Of each segmentation: values of the atoms, as it has them; what is above 0 is its mask. */
+  private levels(ofAtoms: Float64Array): Float64Array[] {
+    return this.segmentations.map((segmentation) => segmentation.smoothed(ofAtoms));
+  }
+
+  private agreed(mask: Uint8Array, levels: readonly Float64Array[]): InAtoms {
+    const { areas, unions } = this;
+    const ofSegmentations = levels.map((level) => {
       let [shared, either] = [0, 0];
-      for (let atom = 0; atom < together.length; atom++) {
+      for (let atom = 0; atom < mask.length; atom++) {
         const isAlone = level[atom] > 0;
-        if (together[atom] && isAlone) shared += areas[atom];
-        if (together[atom] || isAlone) either += areas[atom];
+        if (mask[atom] && isAlone) shared += areas[atom];
+        if (mask[atom] || isAlone) either += areas[atom];
       }
-      agreement += shared / Math.max(either, 1) / levels.length;
-    }
-    return { together, agreement: agreement * this.unions.bestIou(together) };
+      return shared / Math.max(either, 1);
+    });
+    return { mask, ofSegmentations, ofUnions: unions.ious(mask).reduce((most, iou) => Math.max(most, iou), 0) };
   }
 
   /** Of the model's probabilities over one half, enlarged bilinearly. */
@@ -228,14 +250,14 @@ class SnappedUpscale implements Enlarges {
   }
 
   /** Columns first and then rows, each rounded to 8 bits: as Pillow resizes, and so the engine. */
-  private inImage(together: Uint8Array): Mask {
+  private inImage(inAtoms: Uint8Array): Mask {
     const { rows, columns } = this.toImage;
     const { atoms, width, height } = this.superpixels;
     const drawn = new Uint8Array(atoms.length);
     let [top, bottom, left, right] = [height, -1, width, -1];
     for (let y = 0, at = 0; y < height; y++) {
       for (let x = 0; x < width; x++, at++) {
-        if (!together[atoms[at]]) continue;
+        if (!inAtoms[atoms[at]]) continue;
         drawn[at] = 255;
         if (y < top) top = y;
         bottom = y;
@@ -261,6 +283,11 @@ class SnappedUpscale implements Enlarges {
     }
     return trim({ x: x0, y: y0, width: across, height: y1 - y0, bits });
   }
+}
+
+/** The mean IoU of each segmentation's mask with that of all, times its IoU with the union most like it. */
+function agreementOf({ ofSegmentations, ofUnions }: InAtoms): number {
+  return (ofSegmentations.reduce((sum, iou) => sum + iou, 0) / ofSegmentations.length) * ofUnions;
 }
 
 /** What one pixel reads of values that lie from `start` on, `step` apart. */

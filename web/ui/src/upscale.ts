@@ -6,7 +6,7 @@
  * few weights in each row. The same as stages/windows.py.
  */
 
-import { inputSize } from "./geometry";
+import { inputSize, type Point } from "./geometry";
 import { EMPTY, type Mask, trim } from "./mask";
 import type { Size } from "./rle";
 
@@ -15,13 +15,29 @@ export interface Enlarged {
   stabilityScore: number;
 }
 
+/** What the model has made, and what it says of it. */
+export interface Output {
+  /** (side, side) */
+  logits: Float32Array;
+  predictedIou: number;
+}
+
+/** A mask that may be taken. */
+export interface Offer {
+  /** What `enlarge` makes it of. */
+  drawn: Float32Array;
+  predictedIou: number;
+  /** Which of the model's outputs it is; null: a region that the model has not made. */
+  output: number | null;
+}
+
 /** Low-resolution logits (side, side) to masks of an image. */
 export interface Enlarges {
   readonly side: number;
   /** The mask of the logits above 0. */
   enlarge(logits: Float32Array): Enlarged;
-  /** What that mask is worth, by what the model says of its own. */
-  predictedIou(ofHead: number, logits: Float32Array): number;
+  /** As many masks as outputs. `click`: in pixels, where they answer one alone that adds something. */
+  offer(outputs: readonly Output[], click: Point | null): Offer[];
 }
 
 export interface Axis {
@@ -47,8 +63,8 @@ export class Upscale implements Enlarges {
     this.columns = axisOf(this.side, imageSize, input.width, size.width);
   }
 
-  predictedIou(ofHead: number): number {
-    return ofHead;
+  offer(outputs: readonly Output[]): Offer[] {
+    return outputs.map(({ logits, predictedIou }, output) => ({ drawn: logits, predictedIou, output }));
   }
 
   /** The stability score is the IoU of the mask cut at +offset and at -offset; 0 where both are empty. */

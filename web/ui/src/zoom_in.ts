@@ -5,7 +5,7 @@
 
 import { type Point, cropAround } from "./geometry";
 import { type Box, shareWithin } from "./mask";
-import { type Answer, channelOf, type ModelPrompt, type Near, offeredChannels, type Prompt, toModel } from "./prompt";
+import { type Answer, type ModelPrompt, type Near, offeredChannels, oneClickOf, outputsOf, type Prompt, toModel } from "./prompt";
 import { inTime } from "./retry";
 import type { Size } from "./rle";
 import type { Enlarges } from "./upscale";
@@ -32,8 +32,8 @@ export class ZoomIn {
   async look(prompt: Prompt, far: Answer, upscale: Enlarges, isNeeded = false): Promise<Answer> {
     const crop = cropAround(centreOf(prompt), this.size);
     if (!placesOf(prompt).every((place) => holds(crop, place))) return far;
-    const isSmall = (channel: number): boolean => fits(upscale.enlarge(channelOf(far, channel)).mask, crop);
-    if (!offeredChannels(prompt).some(isSmall)) return far;
+    const offers = upscale.offer(outputsOf(far, offeredChannels(prompt)), oneClickOf(prompt));
+    if (!offers.some(({ drawn }) => fits(upscale.enlarge(drawn).mask, crop))) return far;
     const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
     const asked = toModel(within(prompt, crop), size, 4 * upscale.side);
     try {

@@ -1,7 +1,6 @@
 import { expect, test } from "vitest";
 import { givenLogits } from "../src/given";
-import { intersectionOverUnion } from "./iou";
-import { EMPTY, strokeMask } from "../src/mask";
+import { EMPTY, iouOf, strokeMask } from "../src/mask";
 import { Upscale } from "../src/upscale";
 
 const SIZE = { width: 300, height: 200 };
@@ -12,14 +11,14 @@ test.each([
 ] as const)("the model is shown %s as it is", (_, points, radius) => {
   const mask = strokeMask(points, radius, SIZE);
   const again = new Upscale(SIZE, 256).enlarge(givenLogits(mask, SIZE, 256)).mask;
-  expect(intersectionOverUnion(mask, again)).toBeGreaterThan(0.9);
+  expect(iouOf(mask, again)).toBeGreaterThan(0.9);
 });
 
 test("an image smaller than the model's input is no exception", () => {
   const size = { width: 40, height: 64 };
   const mask = strokeMask([{ x: 20, y: 30 }], 12, size);
   const again = new Upscale(size, 1024).enlarge(givenLogits(mask, size, 1024)).mask;
-  expect(intersectionOverUnion(mask, again)).toBeGreaterThan(0.95);
+  expect(iouOf(mask, again)).toBeGreaterThan(0.95);
 });
 
 test("of nothing there is nothing", () => {

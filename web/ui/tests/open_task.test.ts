@@ -6,6 +6,7 @@ import type { Answer, ModelPrompt } from "../src/prompt";
 import { decodeRle } from "../src/rle";
 import type { Change } from "../src/saving";
 import type { Superpixels } from "../src/snapped_upscale";
+import { trustingScorer } from "./scorers";
 
 const SIDE = 8;
 const TASK = {
@@ -27,6 +28,9 @@ const STRIPE: Superpixels = {
   atoms: Uint32Array.from({ length: 32 * 32 }, (_, at) => Number(at >= 3 * 32 && at < 10 * 32)),
   segmentations: [Uint32Array.from([0, 1])],
   unions: Uint32Array.from([0, 1, 1, 2, 0, 2]),
+  borders: Float32Array.from([0.7]),
+  depths: Float32Array.from([11, 4, 16]),
+  clickScorer: trustingScorer(),
 };
 
 function answerTo({ pointCoords: [[, y]] }: ModelPrompt): Answer {

@@ -7,6 +7,7 @@ import { decodeRle, encodeRle } from "../src/rle";
 import { MaskSession } from "../src/session";
 import { type Superpixels, Upscales } from "../src/snapped_upscale";
 import { maskOf, whole } from "./random";
+import { trustingScorer } from "./scorers";
 
 const SIZE = { width: 32, height: 32 };
 const SIDE = 8; // of the logits: each of their cells is four pixels wide
@@ -167,6 +168,9 @@ describe("masks of superpixels", () => {
     atoms: Uint32Array.from({ length: 32 * 32 }, (_, at) => Number(at >= 14 * 32)),
     segmentations: [Uint32Array.from([0, 1])],
     unions: Uint32Array.from([0, 1, 1, 2, 0, 2]),
+    borders: Float32Array.from([0.7]),
+    depths: Float32Array.from([7, 9, 16]),
+    clickScorer: trustingScorer(),
   };
   let snaps: boolean;
 

@@ -1,8 +1,10 @@
 import { expect, test } from "vitest";
+import { ClickScorer } from "../src/click_scorer";
 import { inputSize } from "../src/geometry";
 import { isEmpty } from "../src/mask";
 import { encodeRle, type Size } from "../src/rle";
 import { type Superpixels, superpixelsOf, Upscales } from "../src/snapped_upscale";
+import { NUM_WEIGHTS, wavingScorer } from "./scorers";
 import golden from "./snapped_upscale.golden.json";
 
 /** Tiles as atoms; as superpixels each tile alone, three in a row, two in a column; as unions each, and all rows down to each. */
@@ -18,16 +20,32 @@ function tiles(size: Size): Superpixels {
   const alone = Array.from(each, (atom) => [atom, atom + 1]);
   const rows = Array.from(each.slice(0, each.length / across), (row) => [0, (row + 1) * across]);
   const unions = Uint32Array.from([...alone, ...rows].flat());
-  return { width, height, atoms, segmentations: [each, each.map((atom) => Math.floor(atom / 3)), each.map(column)], unions };
+  const tall = (row: number, count: number): number => Math.min(height, 9 * (row + count)) - 9 * row;
+  const depth = (high: number, wide: number): number => Math.ceil(Math.min(high, wide) / 2);
+  const depthAlone = (atom: number): number => {
+    const [row, at] = [Math.floor(atom / across), atom % across];
+    return depth(tall(row, 1), Math.max(0, Math.min(width, 7 * (at + 1)) - 7 * at));
+  };
+  return {
+    width,
+    height,
+    atoms,
+    segmentations: [each, each.map((atom) => Math.floor(atom / 3)), each.map(column)],
+    unions,
+    borders: Float32Array.from(each.slice(1), (atom) => 0.5 + 0.4 * Math.sin(atom)),
+    depths: Float32Array.from([...Array.from(each, depthAlone), ...rows.map((_, row) => depth(tall(0, row + 1), width))]),
+    clickScorer: wavingScorer(),
+  };
 }
 
+const LOGITS: Record<string, (i: number, j: number, side: number) => number> = {
+  waves: (i, j) => 3 * (Math.sin(i * 0.9 + 0.3) * Math.cos(j * 0.7) + 0.4 * Math.sin(i * j * 0.31)) - 1.2,
+  blob: (i, j, side) => side / 5 - Math.hypot(i - side * 0.3, j - side * 0.4),
+  nothing: () => -9,
+};
+
 function logitsOf(name: string, side: number): Float32Array {
-  return Float32Array.from({ length: side * side }, (_, at) => {
-    const [i, j] = [Math.floor(at / side), at % side];
-    return name === "waves"
-      ? 3 * (Math.sin(i * 0.9 + 0.3) * Math.cos(j * 0.7) + 0.4 * Math.sin(i * j * 0.31)) - 1.2
-      : side / 5 - Math.hypot(i - side * 0.3, j - side * 0.4);
-  });
+  return Float32Array.from({ length: side * side }, (_, at) => LOGITS[name](Math.floor(at / side), at % side, side));
 }
 
 test.each(golden)("$logits become the engine's own mask of superpixels at $width x $height", (expected) => {
@@ -37,25 +55,53 @@ test.each(golden)("$logits become the engine's own mask of superpixels at $width
   const { mask, stabilityScore } = upscale.enlarge(logits);
   expect(encodeRle(mask, size).counts).toBe(expected.counts);
   expect(stabilityScore).toBeCloseTo(expected.stability, 6);
-  expect(upscale.predictedIou(0.7, logits)).toBeCloseTo(expected.predictedIou, 6);
+  const [{ predictedIou }] = upscale.offer([{ logits, predictedIou: 0.7 }], null);
+  expect(predictedIou).toBeCloseTo(expected.predictedIou, 6);
+});
+
+test.each(golden.filter(({ offered }) => offered))("one click at $width x $height is offered what the engine offers", (expected) => {
+  const size = { width: expected.width, height: expected.height };
+  const upscale = new Upscales(size, expected.imageSize, tiles(size)).of(true);
+  const outputs = ["waves", "blob", "nothing"].map((name, at) => ({
+    logits: logitsOf(name, expected.imageSize / 4),
+    predictedIou: [0.7, 0.5, 0.3][at],
+  }));
+  const offers = upscale.offer(outputs, { x: Math.floor(size.width * 0.4), y: Math.floor(size.height * 0.3) });
+  const made = offers.map(({ drawn, predictedIou, output }) => {
+    const { mask, stabilityScore } = upscale.enlarge(drawn);
+    return { counts: encodeRle(mask, size).counts, stability: stabilityScore, predictedIou, output };
+  });
+  expect(made).toEqual(
+    expected.offered?.map(({ stability, predictedIou, ...exact }) => ({
+      ...exact,
+      stability: expect.closeTo(stability, 6) as number,
+      predictedIou: expect.closeTo(predictedIou, 5) as number,
+    })),
+  );
 });
 
 test("an answer without a pixel is an empty mask of no worth", () => {
   const size = { width: 60, height: 40 };
   const upscale = new Upscales(size, 128, tiles(size)).of(true);
-  const nothing = new Float32Array(32 * 32).fill(-9);
+  const nothing = logitsOf("nothing", 32);
   expect(isEmpty(upscale.enlarge(nothing).mask)).toBe(true);
-  expect(upscale.predictedIou(0.7, nothing)).toBe(0);
+  expect(upscale.offer([{ logits: nothing, predictedIou: 0.7 }], null)[0].predictedIou).toBe(0);
 });
 
 test("superpixels are read as the server packs them", () => {
-  const packed = Uint32Array.from([2, 3, 2, 2, 1, 0, 0, 1, 1, 1, 0, 5, 6, 7, 7, 5, 7]);
-  expect(superpixelsOf(packed.buffer)).toEqual({
+  const weights = Float32Array.from({ length: NUM_WEIGHTS }, (_, at) => at);
+  const integers = [2, 3, 2, 2, 1, 1, weights.length, 0, 0, 1, 1, 1, 0, 0, 1, 7, 7, 0, 2];
+  const bytes = [Uint32Array.from(integers), Float32Array.from([0.25, 1.5]), weights].flatMap((part) => [...new Uint8Array(part.buffer)]);
+  const packed = Uint8Array.from(bytes).buffer;
+  expect(superpixelsOf(packed)).toEqual({
     height: 2,
     width: 3,
     atoms: Uint32Array.from([0, 0, 1, 1, 1, 0]),
-    segmentations: [Uint32Array.from([5, 6]), Uint32Array.from([7, 7])],
-    unions: Uint32Array.from([5, 7]),
+    segmentations: [Uint32Array.from([0, 1]), Uint32Array.from([7, 7])],
+    unions: Uint32Array.from([0, 2]),
+    borders: Float32Array.from([0.25]),
+    depths: Float32Array.from([1.5]),
+    clickScorer: new ClickScorer(weights),
   });
-  expect(() => superpixelsOf(packed.buffer.slice(0, -4))).toThrow("cut short");
+  expect(() => superpixelsOf(packed.slice(0, -4))).toThrow("cut short");
 });

@@ -1,0 +1,248 @@
+"""Train the scorer of what clicks mean (`model/click_scorer.py`).
+
+    python -m benchmarks.click_scorer --photographs bsds coco --work runs/clicks \
+        --out model/click_scorer.safetensors
+
+The folders are COCO-style, `images/` beside `instances.json`. Every region that two people drew (or
+that nobody counted) is clicked three times: in its middle, somewhere in its inner half, and
+anywhere. Taught are the IoUs of what may be answered with that region. What is held out
+(`benchmarks/seed_data.py`) is never trained on; the figures that are printed are of the held-out
+images of the split `train`. The clicks of each photograph are kept in the work folder and not made
+again when the same command is given again.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from scipy import ndimage
+from torch import Tensor
+
+from benchmarks.kept import arrays_kept, sam_of
+from benchmarks.seed_data import LabelledImage, Mask, read_folder
+from model.checkpoint import storable_weights
+from model.click_scorer import Clicks, ClickScorer
+from model.edge_detector import edge_detector_sha256
+from model.sam import Sam
+from model.transforms import ResizeLongestSide
+from stages.predictor import MASK_THRESHOLD, Predictor, embed_batch
+from stages.prompts import Point, centre_click
+from stages.rle import decode_rle
+from stages.snapped_upscale import SnappedUpscale
+from stages.superpixels import CORRECTABLE, Superpixels
+from stages.unions import MOST_AROUND
+
+log = logging.getLogger("click_scorer")
+
+MIN_VOTES, MIN_AREA = 2, 100
+MOST_REGIONS = 40
+"""Of a photograph, chosen at random."""
+PLACES = (2.0, 1.0, 1.0)
+"""How often a click is taught, by the place in its region, see `places_in`: people aim."""
+STEPS, BATCH, LEARNING_RATE, WARMUP, WEIGHT_DECAY = 16_000, 128, 2e-3, 100, 0.05
+REGIONS_WEIGHT = 2.0
+"""Of the error of regions beside that of the model's outputs."""
+WATCHED_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class TaughtClicks:
+    """Of one image, or of many; regions are filled up to MOST_AROUND."""
+
+    clicks: Clicks
+    of_outputs: Tensor
+    """(B, K) IoU of the model's outputs with what is meant."""
+    of_regions: Tensor
+    """(B, R)"""
+
+    def __getitem__(self, chosen: Tensor) -> "TaughtClicks":
+        return TaughtClicks(
+            Clicks(*(one[chosen] for one in self.clicks)),
+            self.of_outputs[chosen],
+            self.of_regions[chosen],
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photographs", type=Path, required=True, nargs="+")
+    parser.add_argument("--checkpoint", default="sa-tiny")
+    parser.add_argument("--work", type=Path, required=True, help="clicks and what they gave")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    taught, watched = (
+        [
+            image
+            for folder in options.photographs
+            for image in read_folder(folder, held_out=held_out, min_votes=MIN_VOTES, split=split)
+        ]
+        for held_out, split in ((False, None), (True, WATCHED_SPLIT))
+    )
+    log.info("%d images, %d held out", len(taught), len(watched))
+    if not taught:
+        raise SystemExit("there is no image to train on: all are held out")
+    measure = partial(taught_clicks_kept, checkpoint=options.checkpoint, work=options.work)
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        clicks = together(list(pool.map(measure, taught)))
+        of_watched = list(pool.map(measure, watched))
+    scorer = train(clicks, options.steps)
+    log.info("%d clicks", len(clicks.of_outputs))
+    if of_watched:
+        log.info(json.dumps(figures(scorer, together(of_watched))))
+    part = options.out.with_suffix(".part")
+    save_file(storable_weights(scorer, torch.float32), part)
+    part.replace(options.out)
+
+
+def taught_clicks_kept(
+    image: LabelledImage, *, checkpoint: str, work: Path
+) -> dict[str, NDArray[np.float32]]:
+    made_by = checkpoint, edge_detector_sha256(), CORRECTABLE, MOST_REGIONS, MOST_AROUND
+    return arrays_kept(work, image, made_by, lambda: taught_clicks(sam_of(checkpoint), image))
+
+
+@torch.inference_mode()
+def taught_clicks(sam: Sam, image: LabelledImage) -> dict[str, NDArray[np.float32]]:
+    """By the names of `Clicks` and `TaughtClicks`."""
+    with Image.open(image.path) as file:
+        pixels = np.asarray(file.convert("RGB"))
+    superpixels = Superpixels(pixels)
+    size_hw = pixels.shape[0], pixels.shape[1]
+    embedding = embed_batch(sam, [pixels], "fp32")
+    upscale = SnappedUpscale(ResizeLongestSide(size_hw, sam.config.image_size), superpixels)
+    predictor = Predictor(sam, size_hw, embedding)
+    rng = np.random.default_rng(0)
+    regions = [region for region in map(decode_rle, image.rles) if region.sum() >= MIN_AREA]
+    regions = [regions[i] for i in rng.permutation(len(regions))[:MOST_REGIONS]]
+    rows: list[dict[str, NDArray[np.float32]]] = []
+    for region in regions:
+        for place in places_in(region, rng):
+            answer = predictor.predict((place,), (1,), multimask_output=True)
+            of_head = np.array(answer.predicted_iou, dtype=np.float32)
+            click = upscale.click(
+                answer.low_res_masks, of_head, threshold=MASK_THRESHOLD, click_xy=place
+            )
+            ious = ious_with(region, superpixels, click.masks())
+            rows.append(filled_up(click.known(), ious))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def places_in(region: Mask, rng: np.random.Generator) -> list[Point]:
+    """In its middle, somewhere in its inner half, and anywhere."""
+    depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    places = [centre_click(region)]
+    for least in (depth.max() / 2, 0):
+        ys, xs = np.nonzero(region & (depth >= least))
+        chosen = rng.integers(len(ys))
+        places.append((float(xs[chosen]), float(ys[chosen])))
+    return places
+
+
+def ious_with(region: Mask, superpixels: Superpixels, masks: Mask) -> NDArray[np.float64]:
+    """(N,) of masks (A, N), in the superpixels' frame."""
+    height, width = superpixels.atoms.shape
+    seen = np.asarray(Image.fromarray(region).resize((width, height), Image.Resampling.NEAREST))
+    pixels = np.bincount(superpixels.atoms[seen], minlength=len(superpixels.areas))
+    shared = pixels @ masks
+    ious: NDArray[np.float64] = shared / np.maximum(
+        superpixels.areas @ masks + pixels.sum() - shared, 1
+    )
+    return ious
+
+
+def filled_up(known: Clicks, ious: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
+    """One click's numbers, with as many regions as any."""
+    looks, areas, facts, with_outputs = (one[0].numpy() for one in known)
+    missing = MOST_AROUND - len(areas)
+    num_outputs = len(facts)
+    return {
+        "looks": np.pad(looks, ((0, missing), (0, 0))),
+        "areas": np.pad(areas, (0, missing)),
+        "facts": facts,
+        "ious": np.pad(with_outputs, ((0, missing), (0, 0))),
+        "of_outputs": ious[:num_outputs].astype(np.float32),
+        "of_regions": np.pad(ious[num_outputs:], (0, missing)).astype(np.float32),
+    }
+
+
+def together(images: Sequence[dict[str, NDArray[np.float32]]]) -> TaughtClicks:
+    """Of images some of which may have no region."""
+    told = [image for image in images if image]
+    numbers = {
+        name: torch.from_numpy(np.concatenate([image[name] for image in told])) for name in told[0]
+    }
+    clicks = Clicks(*(numbers[name] for name in Clicks._fields))
+    return TaughtClicks(clicks, numbers["of_outputs"], numbers["of_regions"])
+
+
+def train(taught: TaughtClicks, steps: int) -> ClickScorer:
+    """By the absolute error of the IoU; in eval mode."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # several would wait for each other: the steps are tiny
+    scorer = ClickScorer()
+    scorer.set_statistics(taught.clicks)
+    shares = torch.tensor(PLACES).repeat(len(taught.of_outputs) // len(PLACES))
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    for step in range(steps):
+        rate = min(1, (step + 1) / WARMUP) * 0.5 * (1 + np.cos(np.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * rate
+        some = taught[torch.multinomial(shares, BATCH, replacement=True)]
+        of_outputs, of_regions = errors(scorer, some)
+        loss = of_outputs.mean() + REGIONS_WEIGHT * of_regions.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return scorer.eval()
+
+
+def errors(scorer: ClickScorer, taught: TaughtClicks) -> tuple[Tensor, Tensor]:
+    """|predicted - true IoU| of all outputs, and of all regions that there are."""
+    of_outputs, of_regions = scorer(taught.clicks)
+    exists = taught.clicks.areas > 0
+    return (
+        (of_outputs.sigmoid() - taught.of_outputs).abs(),
+        (of_regions.sigmoid() - taught.of_regions)[exists].abs(),
+    )
+
+
+@torch.inference_mode()
+def figures(scorer: ClickScorer, watched: TaughtClicks) -> dict[str, float]:
+    """Of clicks that were not taught: the mean errors, and the mean IoU of what would be answered
+    if the best of the outputs alone, or of all, were."""
+    of_outputs, of_regions = errors(scorer, watched)
+    exists = watched.clicks.areas > 0
+    outputs, regions = scorer(watched.clicks)
+    worth = torch.cat((outputs, regions.masked_fill(~exists, -torch.inf)), dim=1)
+    ious = torch.cat((watched.of_outputs, watched.of_regions), dim=1)
+    of_best = ious.gather(1, worth.argmax(dim=1, keepdim=True))
+    of_best_output = watched.of_outputs.gather(1, outputs.argmax(dim=1, keepdim=True))
+    numbers = {
+        "held_out_error_of_outputs": of_outputs,
+        "held_out_error_of_regions": of_regions,
+        "held_out_iou_of_best_output": of_best_output,
+        "held_out_iou_of_best": of_best,
+    }
+    return {name: round(float(values.mean()), 4) for name, values in numbers.items()}
+
+
+if __name__ == "__main__":
+    main()

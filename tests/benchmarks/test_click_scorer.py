@@ -1,0 +1,133 @@
+"""The training of the scorer of clicks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import click_scorer, seed_data
+from benchmarks.click_scorer import (
+    TaughtClicks,
+    figures,
+    filled_up,
+    ious_with,
+    main,
+    places_in,
+    taught_clicks,
+    together,
+    train,
+)
+from benchmarks.seed_data import LabelledImage, read_folder
+from engine.scenes import write_scenes
+from fakes import OneAfterAnother, rectangle, tiny_sam
+from model.checkpoint import read_safetensors
+from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks, ClickScorer
+from stages.prompts import centre_click
+from stages.superpixels import Superpixels
+from stages.unions import MOST_AROUND
+
+
+def clicks_told_by_depth(seed: int, number: int = 1500) -> TaughtClicks:
+    """Of three regions that one is meant in which the click is deepest; outputs are the same."""
+    generator = torch.Generator().manual_seed(seed)
+    areas = torch.tensor([900.0, 300.0, 100.0]).repeat(number, 1)
+    looks = torch.rand(number, 3, NUM_LOOKS, generator=generator)
+    meant = looks[..., 0].argmax(dim=1)
+    nested = torch.tensor([[1, 1 / 3, 1 / 9], [1 / 3, 1, 1 / 3], [1 / 9, 1 / 3, 1]])
+    facts = torch.rand(number, 3, NUM_FACTS, generator=generator)
+    ious = nested.repeat(number, 1, 1)
+    return TaughtClicks(Clicks(looks, areas, facts, ious), nested[meant], nested[meant])
+
+
+def test_which_region_is_meant_is_learnt() -> None:
+    watched = clicks_told_by_depth(1)
+    scorer = train(clicks_told_by_depth(0), 500)
+    found = figures(scorer, watched)
+    assert found["held_out_error_of_outputs"] < 0.2
+    assert found["held_out_iou_of_best"] > 0.9
+    untaught = figures(ClickScorer().eval(), watched)
+    assert untaught["held_out_error_of_outputs"] > 0.3
+    assert untaught["held_out_iou_of_best"] < 0.8
+
+
+def test_places_lie_in_their_region_the_first_in_its_middle() -> None:
+    ring = rectangle((60, 80), 5, 10, 55, 70) & ~rectangle((60, 80), 10, 15, 40, 65)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        places = places_in(ring, rng)
+        assert len(places) == len(click_scorer.PLACES)
+        assert places[0] == centre_click(ring)
+        assert all(ring[int(y), int(x)] for x, y in places)
+        assert 42 <= places[1][1] <= 52  # the thick part is its inner half
+
+
+def test_masks_are_compared_with_what_is_meant_in_the_superpixels_frame() -> None:
+    pixels = np.zeros((60, 80, 3), dtype=np.uint8)
+    pixels[:, 40:] = 200
+    superpixels = Superpixels(pixels)
+    everything = np.ones((len(superpixels.areas), 1), dtype=bool)
+    nothing = ~everything
+    left = rectangle((60, 80), 0, 0, 60, 40)
+    found = ious_with(left, superpixels, np.concatenate((everything, nothing), axis=1))
+    assert found.tolist() == pytest.approx([0.5, 0])
+
+
+def test_clicks_of_few_regions_are_filled_up_with_none() -> None:
+    known = Clicks(
+        torch.ones(1, 2, NUM_LOOKS),
+        torch.tensor([[9.0, 4.0]]),
+        torch.ones(1, 3, NUM_FACTS),
+        torch.ones(1, 2, 3),
+    )
+    row = filled_up(known, np.array([0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert row["areas"].tolist() == [9, 4, *[0] * (MOST_AROUND - 2)]
+    assert row["looks"].shape == (MOST_AROUND, NUM_LOOKS)
+    assert row["of_outputs"].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert row["of_regions"][:3].tolist() == pytest.approx([0.4, 0.5, 0])
+    none = together([{}, {name: values[None] for name, values in row.items()}])
+    assert none.of_outputs.shape == (1, 3)
+
+
+def test_clicks_of_the_training_side_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path / "scenes", 3, 8, (60, 80))
+    instances = tmp_path / "scenes" / "instances.json"
+    document = json.loads(instances.read_text())
+    for image in document["images"]:
+        image["split"] = "val" if image["id"] % 4 == 0 else "train"
+    instances.write_text(json.dumps(document))
+    of_val = {image["file_name"] for image in document["images"] if image["split"] == "val"}
+    made: list[str] = []
+
+    def recorded(_sam: object, image: LabelledImage) -> dict[str, np.ndarray]:
+        made.append(image.path.name)
+        return taught_clicks(sam, image)
+
+    sam = tiny_sam()
+    monkeypatch.setattr(click_scorer, "sam_of", lambda _checkpoint: sam)
+    monkeypatch.setattr(click_scorer, "taught_clicks", recorded)
+    monkeypatch.setattr(click_scorer, "ProcessPoolExecutor", OneAfterAnother)
+    monkeypatch.setattr(click_scorer, "MOST_REGIONS", 2)
+    monkeypatch.setattr(seed_data, "HELD_OUT_SHARE", 0.5)
+    work, out = tmp_path / "work", tmp_path / "scorer.safetensors"
+    arguments = ["--photographs", str(instances.parent), "--work", str(work), "--out", str(out)]
+    arguments += ["--steps", "5"]
+    main(arguments)
+    trained, watched = (
+        [image.path.name for image in read_folder(instances.parent, held_out=side, split="train")]
+        for side in (False, True)
+    )
+    assert trained
+    assert watched
+    assert made == [*trained, *watched]
+    assert not set(made) & of_val
+    first = read_safetensors(out)
+    made.clear()
+    (gone,) = work.glob(f"{Path(trained[0]).stem}-*.npz")
+    gone.unlink()  # as if killed before it was whole
+    main(arguments)
+    assert made == [trained[0]]
+    assert all((tensor == first[name]).all() for name, tensor in read_safetensors(out).items())

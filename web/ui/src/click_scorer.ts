@@ -1,0 +1,119 @@
+/** What a click means: the worth of masks by the regions that hold it, as model/click_scorer.py has it. */
+
+const NUM_LOOKS = 8;
+const NUM_FACTS = 6;
+const WIDTH = 32;
+const FARTHEST = 4;
+const RELATIONS = 3;
+const EXPECTATIONS = 3;
+
+/** The regions R around a click, one within the other, and the K outputs of the model. */
+export interface Known {
+  /** (R, NUM_LOOKS) */
+  looks: readonly (readonly number[])[];
+  /** (R) */
+  areas: readonly number[];
+  /** (K, NUM_FACTS); the first is what the model says of the output. */
+  facts: readonly (readonly number[])[];
+  /** (R, K) IoU of regions with outputs. */
+  ious: readonly (readonly number[])[];
+}
+
+export class ClickScorer {
+  private readonly looks: Standard;
+  private readonly facts: Standard;
+  private readonly chance: Perceptron;
+  private readonly ofRegion: Perceptron;
+  private readonly ofOutput: Perceptron;
+
+  /** Of all its numbers, in the order in which the engine's has them. */
+  constructor(weights: Float32Array) {
+    let at = 0;
+    const take = (count: number): Float32Array => weights.subarray(at, (at += count));
+    const perceptron = (widthIn: number): Perceptron => [
+      { weights: take(widthIn * WIDTH), biases: take(WIDTH) },
+      { weights: take(WIDTH * WIDTH), biases: take(WIDTH) },
+      { weights: take(WIDTH), biases: take(1) },
+    ];
+    this.looks = { mean: take(NUM_LOOKS), deviation: take(NUM_LOOKS) };
+    this.facts = { mean: take(NUM_FACTS), deviation: take(NUM_FACTS) };
+    this.chance = perceptron(NUM_LOOKS + RELATIONS);
+    this.ofRegion = perceptron(NUM_LOOKS + RELATIONS + EXPECTATIONS);
+    this.ofOutput = perceptron(NUM_FACTS + EXPECTATIONS);
+    if (at !== weights.length) throw new Error(`a scorer of clicks of ${weights.length} numbers instead of ${at}`);
+  }
+
+  /** IoU with what is meant: of the outputs, and then of the regions. */
+  worth({ looks, areas, facts, ious }: Known): number[] {
+    const regions = looks.map((look, region) => [
+      ...standard(look, this.looks),
+      ...relations(ious[region], facts).map((value) => 4 * value - 2),
+    ]);
+    const chances = softmax([...regions.map((region) => answer(this.chance, region)), 0]).slice(0, -1);
+    const ofOutputs = facts.map((fact, output) => {
+      const expected = expectations(chances, ious.map((row) => row[output]));
+      return answer(this.ofOutput, [...standard(fact, this.facts), ...expected]);
+    });
+    const ofRegions = regions.map((region, at) => {
+      const nested = areas.map((area) => Math.min(area, areas[at]) / Math.max(area, areas[at]));
+      return answer(this.ofRegion, [...region, ...expectations(chances, nested)]);
+    });
+    return [...ofOutputs, ...ofRegions].map((logit) => 1 / (1 + Math.exp(-logit)));
+  }
+}
+
+interface Standard {
+  mean: Float32Array;
+  deviation: Float32Array;
+}
+
+interface Layer {
+  /** (out, in) */
+  weights: Float32Array;
+  biases: Float32Array;
+}
+
+type Perceptron = readonly Layer[];
+
+/** Of a region with the outputs: the most by what the model says of them, the most, the mean. */
+function relations(ious: readonly number[], facts: Known["facts"]): number[] {
+  const said = ious.map((iou, output) => iou * facts[output][0]);
+  const sum = ious.reduce((total, iou) => total + iou, 0);
+  return [Math.max(...said), Math.max(...ious), sum / ious.length];
+}
+
+/** Of IoUs by the chances of the regions: their sum and deviation, and the chance that it is any of them. */
+function expectations(chances: readonly number[], ious: readonly number[]): number[] {
+  let [total, mean, square] = [0, 0, 0];
+  chances.forEach((chance, region) => {
+    total += chance;
+    mean += chance * ious[region];
+    square += chance * ious[region] ** 2;
+  });
+  const deviation = Math.sqrt(Math.max(square - mean ** 2, 1e-4));
+  return [4 * mean - 1, 4 * deviation - 1, total];
+}
+
+function standard(values: readonly number[], { mean, deviation }: Standard): number[] {
+  return values.map((value, at) => Math.min(Math.max((value - mean[at]) / deviation[at], -FARTHEST), FARTHEST));
+}
+
+function softmax(logits: readonly number[]): number[] {
+  const most = Math.max(...logits);
+  const values = logits.map((logit) => Math.exp(logit - most));
+  const sum = values.reduce((total, value) => total + value, 0);
+  return values.map((value) => value / sum);
+}
+
+/** The last layer's only number. */
+function answer(layers: Perceptron, values: readonly number[]): number {
+  let current = values;
+  layers.forEach(({ weights, biases }, layer) => {
+    current = Array.from(biases, (bias, out) => {
+      let sum = bias;
+      for (let at = 0; at < current.length; at++) sum += weights[out * current.length + at] * current[at];
+      return layer < layers.length - 1 ? Math.max(0, sum) : sum;
+    });
+  });
+  return current[0];
+}

@@ -1,0 +1,29 @@
+/** Scorers of clicks for tests. */
+
+import { ClickScorer } from "../src/click_scorer";
+
+const NUM_LOOKS = 8;
+const NUM_FACTS = 6;
+const WIDTH = 32;
+const PERCEPTRONS = [11, 14, 9].map((widthIn) => widthIn * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + 1);
+const STATISTICS = 2 * NUM_LOOKS + 2 * NUM_FACTS;
+export const NUM_WEIGHTS = STATISTICS + PERCEPTRONS[0] + PERCEPTRONS[1] + PERCEPTRONS[2];
+
+/** As `waving_scorer` in tests/stages/test_click_answers.py. */
+export function wavingScorer(): ClickScorer {
+  return new ClickScorer(Float32Array.from({ length: NUM_WEIGHTS }, (_, at) => 0.4 * Math.sin(1.3 * at) + Number(at < STATISTICS)));
+}
+
+/** An output is worth what the model says of it, a region less than any. */
+export function trustingScorer(): ClickScorer {
+  const weights = new Float32Array(NUM_WEIGHTS);
+  weights.fill(1, 0, STATISTICS);
+  weights.fill(0, 0, NUM_LOOKS);
+  weights.fill(0, 2 * NUM_LOOKS, 2 * NUM_LOOKS + NUM_FACTS);
+  const ofRegion = STATISTICS + PERCEPTRONS[0];
+  const ofOutput = ofRegion + PERCEPTRONS[1];
+  weights[ofOutput - 1] = -9; // of the regions' last layer, the bias
+  const second = ofOutput + 9 * WIDTH + WIDTH;
+  weights[ofOutput] = weights[second] = weights[second + WIDTH * WIDTH + WIDTH] = 1;
+  return new ClickScorer(weights);
+}
