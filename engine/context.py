@@ -1,9 +1,11 @@
 """What a worker process holds while it works: the model, loaded once, and how to read an image."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,8 +59,8 @@ class WorkerContext:
 
     @cached_property
     def detector(self) -> ObjectDetector:
-        folder = self.store.fetch_folder(self.spec.detector)
-        return load_detector(folder).to(self.spec.device).eval()
+        with self.store.fetch_folder(self.spec.detector) as folder:
+            return load_detector(folder).to(self.spec.device).eval()
 
     @cached_property
     def ground_truth(self) -> GroundTruth:
@@ -115,8 +117,11 @@ class WorkerContext:
 def load_run_checkpoint(store: Store, checkpoint: str, device: str = "cpu") -> Checkpoint:
     """A checkpoint of this run, or any other by its name or path."""
     of_run = layout.is_checkpoint(checkpoint) and store.has_folder(checkpoint)
-    found = store.fetch_folder(checkpoint) if of_run else checkpoint
-    try:
-        return load_checkpoint(found, device=device)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    place: AbstractContextManager[str | Path] = (
+        store.fetch_folder(checkpoint) if of_run else nullcontext(checkpoint)
+    )
+    with place as found:
+        try:
+            return load_checkpoint(found, device=device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error

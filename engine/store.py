@@ -18,9 +18,8 @@ import shutil
 import tempfile
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -74,8 +73,8 @@ class Store(Protocol):
     def has_folder(self, path: str) -> bool:
         """Whether a published folder is here, whole."""
 
-    def fetch_folder(self, path: str) -> Path:
-        """A local folder with the content of `path`: the folder itself, or a copy."""
+    def fetch_folder(self, path: str) -> AbstractContextManager[Path]:
+        """A local folder with the content of `path`: itself, or a copy that ends with the block."""
 
     def remove_folder(self, path: str) -> None:
         """Remove what nothing needs any more; fine when it is gone already."""
@@ -201,8 +200,8 @@ class LocalStore:
     def has_folder(self, path: str) -> bool:
         return (self.root / path).is_dir()
 
-    def fetch_folder(self, path: str) -> Path:
-        return self.root / path
+    def fetch_folder(self, path: str) -> AbstractContextManager[Path]:
+        return nullcontext(self.root / path)
 
     def remove_folder(self, path: str) -> None:
         doomed = _staged_name(self.root / path)  # out of sight at once, swept if this is killed
@@ -255,8 +254,6 @@ class ObjectStore:
 
     def __init__(self, filesystem: Any, root: str, *, uri: str) -> None:
         self.filesystem = filesystem
-        self._copies: Path | None = None
-        """Of folders fetched; removed with this store."""
         self.root = root.rstrip("/")
         self.uri = uri
 
@@ -310,16 +307,15 @@ class ObjectStore:
     def has_folder(self, path: str) -> bool:
         return self.exists(f"{path}/{COMPLETE}")
 
-    def fetch_folder(self, path: str) -> Path:
-        if self._copies is None:
-            self._copies = Path(tempfile.mkdtemp(prefix="sa-engine-"))
-            weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
-        target = self._copies / path
-        for stored in self.list(path):
-            copy = target / Path(stored.path).relative_to(path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(self.read(stored.path))
-        return target
+    @contextmanager
+    def fetch_folder(self, path: str) -> Iterator[Path]:
+        # Not for as long as this store lives: a worker is killed in the end, and cleans nothing up.
+        with tempfile.TemporaryDirectory(prefix="sa-engine-") as copies:
+            for stored in self.list(path):
+                copy = Path(copies) / stored.path
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(self.read(stored.path))
+            yield Path(copies) / path
 
     def remove_folder(self, path: str) -> None:
         with _storage_errors(path, "remove"), suppress(FileNotFoundError):

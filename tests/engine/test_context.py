@@ -1,15 +1,19 @@
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import fs
 
 import engine.store
 from engine.context import load_run_checkpoint
 from engine.errors import ConfigError, UnavailableImageError, UnreadableImageError
 from engine.images import ImageLimits, WorkSize
 from engine.layout import embedding_path
+from engine.store import ObjectStore
 from fakes import save_tiny_sam
 from model.checkpoint import encoder_sha256
+from model.detector import DetectorConfig, ObjectDetector, save_detector
 from runs import SmallRun
 
 
@@ -105,6 +109,24 @@ def test_a_checkpoint_is_found_in_the_run_and_anywhere_else(run: SmallRun, tmp_p
     outside = load_run_checkpoint(run.store, save_tiny_sam(str(tmp_path / "mine")))
     assert outside.name == "mine"
     assert outside.sha256 == within.sha256
+
+
+def test_models_from_an_object_store_are_in_memory_and_leave_no_files(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_detector(ObjectDetector(DetectorConfig(embed_dim=32, hidden_dim=8)), tmp_path / "detector")
+    bucket = ObjectStore(fs.LocalFileSystem(), str(tmp_path / "bucket"), uri="test://bucket")
+    bucket.publish_folder(run.checkpoint, run.store.root / run.checkpoint)
+    bucket.publish_folder("detectors/one", tmp_path / "detector")
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    context = run.context(detector="detectors/one")
+    context.store = bucket
+    assert context.checkpoint.label == run.context().checkpoint.label
+    assert context.detector.config.hidden_dim == 8
+    assert list(copies.iterdir()) == []
+    assert torch.equal(context.embedding(run.rows[0]), run.context().embedding(run.rows[0]))
 
 
 def test_a_checkpoint_that_does_not_exist_is_a_config_error(run: SmallRun) -> None:

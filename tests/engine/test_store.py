@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,10 +116,27 @@ def test_a_folder_is_published_once_and_fetched_whole(store: Store, tmp_path: Pa
     assert store.publish_folder("checkpoints/one", make_folder(tmp_path / "new", "x"))
     assert store.has_folder("checkpoints/one")
     assert not store.publish_folder("checkpoints/one", make_folder(tmp_path / "other", "y"))
-    fetched = store.fetch_folder("checkpoints/one")
-    assert (fetched / "a.txt").read_text() == "x"
-    assert (fetched / "inner/b.txt").read_text() == "xx"
+    with store.fetch_folder("checkpoints/one") as fetched:
+        assert fetched.name == "one"
+        assert (fetched / "a.txt").read_text() == "x"
+        assert (fetched / "inner/b.txt").read_text() == "xx"
     assert (tmp_path / "new/a.txt").exists()  # the source is the caller's
+
+
+def test_a_fetched_folder_leaves_no_copy_and_the_published_one_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+    store.publish_folder("checkpoints/one", make_folder(tmp_path / "new", "x"))
+    for _ in range(2):
+        with store.fetch_folder("checkpoints/one") as fetched:
+            assert (fetched / "inner/b.txt").read_text() == "xx"
+    with pytest.raises(ValueError, match="damaged"), store.fetch_folder("checkpoints/one"):
+        raise ValueError("damaged")
+    assert files_below(tmp_path / "copies") == []
+    assert store.has_folder("checkpoints/one")
+    assert store.read("checkpoints/one/a.txt") == b"x"
 
 
 def test_a_folder_that_nothing_needs_is_removed_whole_and_a_second_time_too(store: Store) -> None:
@@ -164,7 +182,7 @@ def test_a_folder_made_meanwhile_by_somebody_else_stays(
 
     monkeypatch.setattr(Path, "rename", theirs_first)
     assert not disk.publish_folder("one", mine)
-    assert (disk.fetch_folder("one") / "a.txt").read_text() == "t"
+    assert disk.read("one/a.txt") == b"t"
     assert files_below(disk.root) == ["one/a.txt", "one/inner/b.txt"]
 
 
