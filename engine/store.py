@@ -6,9 +6,9 @@ run that nothing depends on. Readers never see a half-written file under either.
 
 On a disk a file is written beside its final name, synced, and linked to it; a link refuses an
 existing name where a rename would overwrite a rival's file in silence. An object store gets one
-PUT after a look whether the name is taken: pyarrow offers no conditional PUT, so of two writers
-within the same moment the later one wins. Both write the rows of the same plan, and the manifest
-records the hash of what was there when the round was sealed.
+PUT right after a look whether the name is taken: pyarrow offers no conditional PUT, so of two
+uploads at the same time the one that ends later wins. Both write the rows of the same plan, and the
+manifest records the hash of what was there when the round was sealed.
 """
 
 import errno
@@ -281,11 +281,17 @@ class ObjectStore:
         return True
 
     def publish_written(self, path: str, write: Write) -> bool:
+        """Looks twice: before `write`, to save its work, and after it, which may be minutes later.
+
+        What is left is the upload itself: a rival's that ends while it lasts is overwritten.
+        """
         if self.exists(path):
             return False
         with tempfile.TemporaryFile() as file:
             write(cast(BinaryIO, _Sink(file, path)))
             with _storage_errors(path):
+                if self.exists(path):
+                    return False
                 file.seek(0)
                 self._put(path, file)
         return True

@@ -83,6 +83,21 @@ def test_a_writer_that_fails_leaves_nothing_and_is_not_blamed_on_the_storage(sto
     assert store.publish("file", b"later")
 
 
+def test_what_a_rival_published_while_it_was_written_stays(store: Store) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"slow")
+        assert store.publish("file", b"first")
+
+    assert not store.publish_written("file", write)
+    assert store.read("file") == b"first"
+
+
+def test_an_object_store_has_nothing_written_under_a_name_that_is_taken(tmp_path: Path) -> None:
+    store = ObjectStore(fs.LocalFileSystem(), str(tmp_path / "run"), uri="test://run")
+    store.publish("file", b"first")
+    assert not store.publish_written("file", lambda file: pytest.fail("minutes for nothing"))
+
+
 def test_replacing_overwrites(store: Store) -> None:
     store.replace("notes/a", b"old")
     store.replace("notes/a", b"newer")
