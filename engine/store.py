@@ -19,8 +19,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -34,6 +36,7 @@ COMPLETE = ".complete"
 READ_ATTEMPTS = 3
 """Of a source's file, before it counts as out of reach."""
 Write = Callable[[BinaryIO], Any]
+Content = bytes | mmap
 
 
 @dataclass(frozen=True)
@@ -292,13 +295,13 @@ class ObjectStore:
             with _storage_errors(path):
                 if self.exists(path):
                     return False
-                file.seek(0)
-                self._put(path, file)
+                file.flush()
+                self._put(path, _content(file))
         return True
 
     def replace(self, path: str, data: bytes) -> None:
-        with _storage_errors(path), self._output(path) as stream:
-            stream.write(data)
+        with _storage_errors(path):
+            self._put(path, data)
 
     def publish_folder(self, path: str, source: Path) -> bool:
         """File by file, then an empty one that says it is complete: stores know no folders."""
@@ -306,7 +309,7 @@ class ObjectStore:
             return False
         for file in sorted(item for item in source.rglob("*") if item.is_file()):
             with file.open("rb") as stream, _storage_errors(path):
-                self._put(f"{path}/{file.relative_to(source).as_posix()}", stream)
+                self._put(f"{path}/{file.relative_to(source).as_posix()}", _content(stream))
         self.replace(f"{path}/{COMPLETE}", b"")
         return True
 
@@ -330,14 +333,20 @@ class ObjectStore:
     def sweep(self, older_than_seconds: float) -> int:
         return 0  # an unfinished PUT leaves no object
 
-    def _output(self, path: str) -> Any:
-        full = f"{self.root}/{path}"
-        self.filesystem.create_dir(full.rsplit("/", 1)[0], recursive=True)
-        return self.filesystem.open_output_stream(full)
+    def _put(self, path: str, data: Content) -> None:
+        """Upload all or nothing.
 
-    def _put(self, path: str, source: BinaryIO) -> None:
-        with self._output(path) as stream:
-            shutil.copyfileobj(source, stream, 8 * 2**20)
+        pyarrow's streams cannot be abandoned: however one is left, what was written to it by then
+        becomes the object, be it nothing. So all is written at once, and in a thread, where no
+        KeyboardInterrupt comes between: an interrupted process ends when its upload has.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._upload, f"{self.root}/{path}", data).result()
+
+    def _upload(self, full: str, data: Content) -> None:
+        self.filesystem.create_dir(full.rsplit("/", 1)[0], recursive=True)
+        with self.filesystem.open_output_stream(full) as stream:
+            stream.write(data)
 
 
 class _Sink(io.BufferedIOBase):
@@ -359,6 +368,13 @@ class _Sink(io.BufferedIOBase):
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+def _content(file: BinaryIO) -> Content:
+    """All of a file, not read into memory. Of an empty one there is nothing to map."""
+    if os.fstat(file.fileno()).st_size == 0:
+        return b""
+    return mmap(file.fileno(), 0, access=ACCESS_READ)
 
 
 def _list(filesystem: Any, root: str, folder: str) -> list[StoredFile]:

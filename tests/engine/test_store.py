@@ -6,11 +6,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from pyarrow import fs
@@ -96,6 +97,73 @@ def test_an_object_store_has_nothing_written_under_a_name_that_is_taken(tmp_path
     store = ObjectStore(fs.LocalFileSystem(), str(tmp_path / "run"), uri="test://run")
     store.publish("file", b"first")
     assert not store.publish_written("file", lambda file: pytest.fail("minutes for nothing"))
+
+
+class InterruptedFiles:
+    """A bucket: what a stream holds when it is closed, for whatever reason, is the object.
+
+    Its user presses Ctrl-C when a stream is opened, or after its first write.
+    """
+
+    def __init__(self, when: str) -> None:
+        self.files, self.when = fs.LocalFileSystem(), when
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.files, name)
+
+    @contextmanager
+    def open_output_stream(self, path: str) -> Iterator["InterruptedFiles"]:
+        self.stream = BytesIO()
+        try:
+            self.interrupt("opened")
+            yield self
+        finally:
+            staged = Path(path + STAGED_SUFFIX)
+            staged.write_bytes(self.stream.getvalue())
+            staged.rename(path)
+
+    def write(self, data: bytes) -> None:
+        self.stream.write(data)
+        self.interrupt("written")
+
+    def interrupt(self, now: str) -> None:
+        if now == self.when:
+            self.when = "never again"
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+LARGE = bytes(20 * 2**20)
+
+
+@pytest.mark.parametrize("when", ["opened", "written"])
+@pytest.mark.parametrize(
+    "publish",
+    [
+        lambda store, file: store.publish(file.name, LARGE),
+        lambda store, file: store.replace(file.name, LARGE),
+        lambda store, file: store.publish_written(file.name, lambda sink: sink.write(LARGE)),
+        lambda store, file: store.publish_folder("", file.parent),
+    ],
+    ids=["publish", "replace", "publish_written", "publish_folder"],
+)
+def test_an_interrupted_upload_is_whole_or_not_there(
+    tmp_path: Path, publish: Callable[[ObjectStore, Path], object], when: str
+) -> None:
+    file = tmp_path / "new/file"
+    file.parent.mkdir()
+    file.write_bytes(LARGE)
+    store = ObjectStore(InterruptedFiles(when), str(tmp_path / "run"), uri="test://run")
+    with pytest.raises(KeyboardInterrupt):
+        publish(store, file)
+    assert [stored.size for stored in store.list()] in ([], [len(LARGE)])
+    assert not store.has_folder("")
+
+
+def test_a_file_of_nothing_can_be_published(store: Store, tmp_path: Path) -> None:
+    assert store.publish_written("file", lambda file: None)
+    assert store.publish_folder("folder", make_folder(tmp_path / "new", ""))
+    assert [stored.size for stored in store.list()] == [0] * len(store.list())
+    assert store.read("folder/inner/b.txt") == b""
 
 
 def test_replacing_overwrites(store: Store) -> None:
