@@ -1,14 +1,17 @@
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
 
+import engine.manifest
 from engine import layout
 from engine.errors import ConfigError, CorruptFileError, EngineError
 from engine.manifest import (
     PlanHeader,
     RoundPlan,
+    ShardManifest,
     broken_files,
     freeze_plan,
     load_manifest,
@@ -18,7 +21,7 @@ from engine.manifest import (
 )
 from engine.shards import ShardHeader, publish_shard
 from engine.stats import Stats
-from engine.store import LocalStore
+from engine.store import LocalStore, Store
 from records import image_record
 from stages.records import ImageRecord, StageName
 
@@ -140,6 +143,31 @@ def test_sealing_records_every_shard_and_adds_up_their_statistics(
     records = records_of(made.image_ids.tolist())
     assert manifest.stats == Stats.total(map(Stats.of, records))
     assert sum(shard.num_masks for shard in manifest.shards) == manifest.stats.num_masks
+
+
+def test_sealing_holds_the_statistics_of_a_few_shards_at_a_time(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = freeze_plan(store, FOLDER, make_plan(num_images=30, images_per_shard=1))
+    for shard in range(plan.num_shards):
+        publish(store, plan, shard)
+    describe = engine.manifest._describe
+    described: list[ref[Stats]] = []
+    most_alive = 0
+
+    def counted(store: Store, path: str) -> tuple[ShardManifest, Stats]:
+        nonlocal most_alive
+        shard, stats = describe(store, path)
+        described.append(ref(stats))
+        most_alive = max(most_alive, sum(one() is not None for one in described))
+        return shard, stats
+
+    monkeypatch.setattr(engine.manifest, "_describe", counted)
+    monkeypatch.setattr(engine.manifest, "SHARDS_AT_ONCE", 4)
+    manifest = seal(store, FOLDER, plan)
+    assert manifest.stats == Stats.total(map(Stats.of, records_of(plan.image_ids.tolist())))
+    assert len(manifest.shards) == len(described) == 30
+    assert most_alive <= 4 + 1  # and the last that was added up
 
 
 def test_a_round_with_missing_shards_cannot_be_sealed(store: LocalStore) -> None:
