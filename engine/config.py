@@ -90,7 +90,8 @@ class ExecutionConfig(Record):
     """Of a task that the simulated annotator works on, renewed while it does: so long a task of a
     killed run waits until it is worked on again."""
     max_attempts: PositiveInt = 3
-    """Times an image may fail, alone, before it is given up."""
+    """Times an image may fail, alone, before it is given up; in a shard once more, at the end of
+    the round's, if its file could not be had."""
     max_given_up: float = Field(default=0.1, ge=0, le=1)
     """Share of a round's images (but at least three) that may be given up before the run stops;
     of the images of an evaluation, the share (of few images: none) that figures may do without."""

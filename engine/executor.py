@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.context import WorkerContext, WorkerSpec
-from engine.errors import StorageError
+from engine.errors import StorageError, UnavailableImageError
 
 POLL_SECONDS = 1.0
 """How long to wait for an outcome before looking at other things."""
@@ -38,6 +38,8 @@ class Failed:
     """One line."""
     storage: bool = False
     """Storage refused a write: no fault of the unit, and no use trying the next."""
+    unavailable: bool = False
+    """An image's bytes could not be had; later they may be."""
 
 
 Outcome = Done | Failed
@@ -68,7 +70,12 @@ def run_unit(unit: Unit, context: WorkerContext) -> Outcome:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
         message = f"{type(error).__name__}: {error} ({where})".replace("\n", " ")
-        return Failed(unit, message, storage=isinstance(error, StorageError))
+        return Failed(
+            unit,
+            message,
+            storage=isinstance(error, StorageError),
+            unavailable=isinstance(error, UnavailableImageError),
+        )
 
 
 def run_all(executor: Executor, units: Iterable[Unit]) -> Iterator[Outcome]:

@@ -7,7 +7,9 @@ row, and every image has exactly one. What has failed once gets a worker to itse
 nothing with it again.
 
 Shards with images that were given up are published last, when it is certain that these are few
-enough: where they are too many, a disk may have been away, and each is to be tried anew.
+enough: where they are too many, a disk may have been away, and each is to be tried anew. Where they
+are few the disk may have been away for a minute, which all attempts fit into: before these shards
+are published, each image whose file could not be had is tried once more.
 """
 
 import logging
@@ -38,7 +40,7 @@ class Patience:
     """How much may go wrong before a run stops."""
 
     max_attempts: int
-    """Times an image may fail alone."""
+    """Times an image may fail alone; once more, at the end, if its file could not be had."""
     max_given_up: int
     """Images that may be given up."""
 
@@ -90,10 +92,20 @@ class _Production:
         """Parts that do not exist yet, by path of their shard."""
         self._given_up: dict[str, ImageRecord] = {}
         """Records that no part holds, by the path that it would have."""
+        self._unavailable: list[ShardUnit] = []
+        """Parts among them that are tried once more at the end."""
         self._put_off: list[ShardUnit] = []
         """Shards in which images were given up."""
 
     def run(self, units: Iterator[ShardUnit]) -> None:
+        self._work_off(units)
+        if self._unavailable:
+            log.info("%d images could not be had; each is tried once more", len(self._unavailable))
+            self._work_off(iter(self._unavailable))
+        for unit in self._put_off:
+            self._put_together(unit)
+
+    def _work_off(self, units: Iterator[ShardUnit]) -> None:
         in_flight = 0
         exhausted = False
         while True:
@@ -105,12 +117,10 @@ class _Production:
                 self._executor.submit(unit, alone=self._is_suspect(unit))
                 in_flight += 1
             if exhausted and not in_flight and not self._again:
-                break
+                return
             for outcome in self._executor.wait(POLL_SECONDS):
                 in_flight -= 1
                 self._handle(outcome)
-        for unit in self._put_off:
-            self._put_together(unit)
 
     def _is_suspect(self, unit: ShardUnit) -> bool:
         return unit.part is not None or self._failures[unit.path] > 0
@@ -118,6 +128,7 @@ class _Production:
     def _handle(self, outcome: Done | Failed) -> None:
         unit: ShardUnit = outcome.unit
         if isinstance(outcome, Done):
+            self._given_up.pop(unit.path, None)
             self._finished(unit)
             return
         if outcome.storage:
@@ -133,7 +144,7 @@ class _Production:
         elif failures < self._patience.max_attempts:
             self._again.append(unit)
         else:
-            self._give_up(unit, outcome.error)
+            self._give_up(unit, outcome)
 
     def _take_apart(self, unit: ShardUnit) -> None:
         parts = [replace(unit, part=part, images=(row,)) for part, row in enumerate(unit.images)]
@@ -144,14 +155,17 @@ class _Production:
         if not missing:
             self._put_together(unit)
 
-    def _give_up(self, unit: ShardUnit, error: str) -> None:
-        (row,), header = unit.images, unit.header
+    def _give_up(self, unit: ShardUnit, failed: Failed) -> None:
+        (row,), header, error = unit.images, unit.header, failed.error
         self._given_up[unit.path] = empty_record(
             row, header.stage, header.round, ImageStatus.GIVEN_UP, error
         )
         if len(self._given_up) > self._patience.max_given_up:
             raise too_many_given_up(len(self._given_up), row, error)
-        self._finished(unit)
+        if failed.unavailable and self._failures[unit.path] == self._patience.max_attempts:
+            self._unavailable.append(unit)  # its shard waits for it
+        else:
+            self._finished(unit)
 
     def _finished(self, unit: ShardUnit) -> None:
         if unit.part is None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.context import WorkerContext, WorkerSpec
-from engine.errors import StorageError
+from engine.errors import StorageError, UnavailableImageError
 from engine.executor import Done, Failed, LocalExecutor, Outcome, Unit, run_all, run_unit
 
 
@@ -45,6 +45,13 @@ def test_storage_that_refuses_is_told_apart(spec: WorkerSpec) -> None:
     outcome = run_unit(Work(3, StorageError("disk full")), WorkerContext(spec))
     assert isinstance(outcome, Failed)
     assert outcome.storage
+
+
+def test_an_image_that_cannot_be_had_is_told_apart(spec: WorkerSpec) -> None:
+    error = UnavailableImageError("photos/3.png", "connection reset")
+    outcome = run_unit(Work(3, error), WorkerContext(spec))
+    assert isinstance(outcome, Failed)
+    assert (outcome.unavailable, outcome.storage) == (True, False)
 
 
 def test_ctrl_c_is_no_failure_of_the_work(spec: WorkerSpec) -> None:

@@ -229,6 +229,32 @@ def test_an_image_that_storage_refuses_is_given_up(
     assert "Input/output error" in record.error
 
 
+def test_a_disk_that_was_away_for_less_than_the_round_costs_no_image(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, outage = str(run.photo(run.rows[1])), 2 * WHOLE_ATTEMPTS + 4 * PATIENT.max_attempts
+
+    def away(uri: str) -> bytes:
+        nonlocal outage
+        outage -= 1
+        if outage >= 0 or uri == broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_uri(uri)
+
+    monkeypatch.setattr(engine.image_files, "read_patiently", away)
+    executor = MortalExecutor(run.context(), kills(7), room=1)
+    patience = Patience(PATIENT.max_attempts, max_given_up=5)
+    made = make(run, executor, units_of(run, per_shard=2), patience=patience)
+    assert sorted(made) == [0, 1, 2, 3]
+    records = [record for shard in range(4) for record in records_in(run, shard)]
+    given_up = {r.image_id: r.error for r in records if r.status is not ImageStatus.OK}
+    assert sorted(given_up) == [1, 7]
+    assert "Input/output error" in given_up[1]
+    alone = [path for path in executor.tried if "-alone/" in path]
+    assert sorted(executor.tried[path] for path in alone) == [1, 3, 4, 4, 4, 4]
+    assert executor.tried[layout.shard_path("shards", 3, part=1)] == PATIENT.max_attempts
+
+
 def test_an_image_that_has_gone_has_its_row_at_once(run: SmallRun) -> None:
     run.photo(run.rows[1]).unlink()
     executor = MortalExecutor(run.context(), kills())
