@@ -6,7 +6,9 @@ The listing freezes what the sources named; the parts record what reading those 
 corpus puts them together, numbers the rows, and finds files of the same content. Parts are scanned
 in any order by any worker, and a run that was stopped scans only those that are missing.
 
-A file that cannot be used is a row too, with a status and a reason: nothing vanishes.
+A file that cannot be used is a row too, with a status and a reason: nothing vanishes. So is one
+that needs more memory than there is: a part that fails is made of rows of its images, each scanned
+alone (`engine/run.py`).
 """
 
 from collections import Counter, defaultdict
@@ -34,8 +36,9 @@ LISTING = "corpus/listing.parquet"
 CORPUS = "corpus/corpus.parquet"
 REFUSED = "cannot be read: storage refuses it"
 """How the reason begins where the fault may lie with the storage and not with one file."""
-MAX_REFUSED_SHARE, MIN_REFUSED = 0.01, 3
-"""Files of one scan that storage may refuse before it is taken for the fault of the storage."""
+MAX_FAILED_SHARE, MIN_FAILED = 0.01, 3
+"""Files of one part that storage may refuse, or that may be given up, before it is taken for the
+fault of the storage or of the machines."""
 # A row is found by its group: small enough to read one, few enough for a footer of 1M rows.
 ROWS_PER_GROUP = 2000
 
@@ -125,37 +128,61 @@ def build_corpus(
 def scan_part(store_uri: str, config: CorpusConfig, number: int) -> int:
     """Scan one part of the listing and publish it; returns its number. Safe to repeat."""
     store = open_store(store_uri)
-    with pq.ParquetFile(store.open(LISTING)) as listing:
-        rows = listing.read_row_group(number).to_pylist()
-    part = scan_images([SourceImage(**row) for row in rows], config)
-    _publish_table(store, _part_path(number), part, rows_per_group=len(rows))
+    publish_part(store, number, scan_images(listed_part(store, number), config))
     return number
 
 
+def listed_part(store: Store, number: int) -> list[SourceImage]:
+    with pq.ParquetFile(store.open(LISTING)) as listing:
+        return [SourceImage(**row) for row in listing.read_row_group(number).to_pylist()]
+
+
+def publish_part(store: Store, number: int, part: pa.Table) -> None:
+    _publish_table(store, _part_path(number), part, rows_per_group=part.num_rows)
+
+
 def scan_images(images: Sequence[SourceImage], config: CorpusConfig) -> pa.Table:
-    """Read every file; rows of the corpus schema, numbered from 0, duplicates not yet found.
+    """Read every file; a part as `part_of` makes it."""
+    rows = (scan_image(image, number, config) for number, image in enumerate(images))
+    return part_of(rows, len(images))
+
+
+def part_of(rows: Iterable[CorpusRow], num_images: int) -> pa.Table:
+    """Rows of the corpus schema, numbered from 0, duplicates not yet found.
+
+    Args:
+        rows: in any order, and no more of them drawn once too many have failed.
 
     Raises:
-        EngineError: storage refuses more files than single broken ones would explain.
+        EngineError: more files fail than single broken ones would explain.
     """
-    rows: list[CorpusRow] = []
-    refused, bearable = 0, max(MIN_REFUSED, int(MAX_REFUSED_SHARE * len(images)))
-    for number, image in enumerate(images):
-        rows.append(scan_image(image, number, config))
-        refused += rows[-1].reason.startswith(REFUSED)
-        if refused > bearable:
+    part: list[CorpusRow] = []
+    failed, bearable = 0, max(MIN_FAILED, int(MAX_FAILED_SHARE * num_images))
+    for row in rows:
+        part.append(row)
+        failed += row.status is ImageStatus.GIVEN_UP or row.reason.startswith(REFUSED)
+        if failed > bearable:
             raise EngineError(
-                f"storage refuses {refused} of {number + 1} files; the last: {image.uri}: "
-                f"{rows[-1].reason}. Mend that and run the same command again, or start in a new "
+                f"{failed} of {len(part)} files cannot be scanned; the last: {row.uri}: "
+                f"{row.reason}. Mend that and run the same command again, or start in a new "
                 "folder without these files"
             )
-    return pa.Table.from_pylist([row.model_dump() for row in rows], schema=CORPUS_SCHEMA)
+    part.sort(key=lambda row: row.image_id)
+    return pa.Table.from_pylist([row.model_dump() for row in part], schema=CORPUS_SCHEMA)
 
 
-def scan_image(image: SourceImage, image_id: int, config: CorpusConfig) -> CorpusRow:
+def scan_image(
+    image: SourceImage, image_id: int, config: CorpusConfig, *, given_up: str = ""
+) -> CorpusRow:
+    """
+    Args:
+        given_up: why the file is not to be opened again.
+    """
     width, height, orientation, digest, data = 0, 0, 1, "", b""
     status, reason = ImageStatus.OK, ""
     try:
+        if given_up:
+            raise UnreadableImageError(ImageStatus.GIVEN_UP, given_up)
         data = read_file(image.uri)
         digest = sha256(data).hexdigest()
         header = probe(data, config.limits)

@@ -1,25 +1,39 @@
 """A run under way: its folder, its images, its machines, and what every step asks of them."""
 
+import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from engine import layout
 from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
-from engine.corpus import Corpus, CorpusRow, build_corpus
+from engine.corpus import (
+    Corpus,
+    CorpusConfig,
+    CorpusRow,
+    build_corpus,
+    listed_part,
+    part_of,
+    publish_part,
+    scan_image,
+)
 from engine.database import sqlite_url
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError, StorageError
 from engine.evaluation import evaluate, held_out_rows
-from engine.executor import Executor, Failed, run_all
+from engine.executor import Done, Executor, LocalExecutor, Outcome, run_all
 from engine.ground_truth import GroundTruth, build_ground_truth
 from engine.machines import Machines
 from engine.progress import Progress
 from engine.store import LocalStore, Store
 from engine.tasks import TaskQueue
 from stages.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,9 +82,8 @@ def open_run(
     machines: Machines,
 ) -> Run:
     progress.say(f"run {config.name}: {store.uri}")
-    corpus = build_corpus(
-        store, config.sources, config.corpus, run=partial(_run_parts, store, machines, progress)
-    )
+    run_parts = partial(_run_parts, store, config.corpus, machines, progress)
+    corpus = build_corpus(store, config.sources, config.corpus, run=run_parts)
     truth = build_ground_truth(store, config.sources, corpus)
     progress.say(
         f"corpus: {len(corpus)} images, {len(corpus.select(split='held_out'))} held out, "
@@ -148,36 +161,75 @@ def tasks_url(store: Store, config: EngineConfig) -> str:
 
 @dataclass(frozen=True)
 class ScanUnit:
-    """One part of the corpus."""
+    """One part of the corpus, or one image of a part that failed."""
 
-    scan: Callable[[int], int]
-    part: int
+    scan: Callable[..., Any]
+    number: int
+    """Of the part, or of the image within it."""
 
-    def run(self, context: WorkerContext) -> int:
-        return self.scan(self.part)
+    def run(self, context: WorkerContext) -> Any:
+        return self.scan(self.number)
 
 
 def _run_parts(
     store: Store,
+    config: CorpusConfig,
     machines: Machines,
     progress: Progress,
     scan: Callable[[int], int],
     parts: Iterable[int],
 ) -> Iterator[int]:
-    """Scan parts of the corpus on all workers; a single one is not worth starting them."""
-    waiting = [ScanUnit(scan, part) for part in parts]
-    if len(waiting) <= 1:
-        yield from (unit.scan(unit.part) for unit in waiting)
-        return
-    executor = machines.executor(WorkerSpec(store.uri, checkpoint=""))
+    """Scan parts of the corpus on all workers; the first alone is not worth starting them, but any
+    other alone may be what ended the run before.
+
+    Where a part fails no other is begun until its images were tried one by one: too many of them
+    end the scan, and so they do early.
+    """
+    waiting = deque(ScanUnit(scan, part) for part in parts)
+    failed: list[int] = []
+
+    def drawn() -> Iterator[ScanUnit]:
+        while waiting and not failed:
+            yield waiting.popleft()
+
+    spec = WorkerSpec(store.uri, checkpoint="")
+    several = any(unit.number > 0 for unit in waiting)
+    executor = machines.executor(spec) if several else LocalExecutor(spec)
     try:
         with progress.of("scanning images", len(waiting)) as step:
-            for outcome in run_all(executor, waiting):
-                if isinstance(outcome, Failed):
-                    raise EngineError(
-                        f"part {outcome.unit.part} of the corpus cannot be scanned: {outcome.error}"
-                    )
-                step()
-                yield outcome.result
+            while waiting:
+                for outcome in run_all(executor, drawn()):
+                    if isinstance(outcome, Done):
+                        step()
+                        yield outcome.result
+                        continue
+                    if outcome.storage:
+                        raise StorageError(outcome.error)
+                    log.warning("part %d is taken apart: %s", outcome.unit.number, outcome.error)
+                    failed.append(outcome.unit.number)
+                while failed:
+                    part = failed.pop()
+                    _scan_apart(executor, store, config, part)
+                    step()
+                    yield part
     finally:
         executor.close()
+
+
+def _scan_apart(executor: Executor, store: Store, config: CorpusConfig, part: int) -> None:
+    """Each image of a part alone: what fails then, too, is given up, and its neighbours are not."""
+    images = listed_part(store, part)
+    scans = (partial(scan_image, image, config=config) for image in images)
+    units = [ScanUnit(scan, number) for number, scan in enumerate(scans)]
+    rows = (_row_of(outcome) for outcome in run_all(executor, units))
+    publish_part(store, part, part_of(rows, len(images)))
+
+
+def _row_of(outcome: Outcome) -> CorpusRow:
+    row: CorpusRow
+    if isinstance(outcome, Done):
+        row = outcome.result
+    else:
+        reason = f"every attempt to scan it failed: {outcome.error}"
+        row = outcome.unit.scan(outcome.unit.number, given_up=reason)
+    return row

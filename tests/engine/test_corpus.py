@@ -205,7 +205,7 @@ def test_a_disk_that_is_away_stops_the_scan_until_it_is_back(tmp_path, store):
         (disk / f"{number}.png").write_bytes(picture(number))
     images = list_images(FolderSource(name="folder", path=str(disk)), store)
     disk.rename(tmp_path / "away")
-    with pytest.raises(EngineError, match=r"refuses 4 of 4 files.*is its disk mounted"):
+    with pytest.raises(EngineError, match=r"4 of 4 files cannot be scanned.*is its disk mounted"):
         scan_images(images, CorpusConfig())
     (tmp_path / "away").rename(disk)
     assert scan_images(images, CorpusConfig())["status"].to_pylist() == ["ok"] * 8
@@ -231,7 +231,7 @@ def test_a_hiccup_of_the_storage_costs_no_image_and_an_outage_stops_the_scan(
     statuses = scan_images(images, CorpusConfig())["status"].to_pylist()
     assert statuses == ["ok"] * 5 + ["unreadable"] + ["ok"] * 2  # one bad sector is data
     failing |= {f"{number}.png": 99 for number in range(4)}
-    with pytest.raises(EngineError, match=r"storage refuses 4 of 4 files; .*connection reset"):
+    with pytest.raises(EngineError, match=r"4 of 4 files cannot.*refuses it: connection reset"):
         scan_images(images, CorpusConfig())
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.corpus import Corpus
 from engine.ray_machines import RayMachines
 from faults import environment_here, held_pids, lift, noted_pids, plant, take_away, wait_until
 from stages.records import ImageStatus
@@ -66,6 +67,24 @@ def test_an_image_that_always_kills_its_worker_is_given_up_and_its_neighbours_ar
         assert all(record.masks for record in records.values())
     # A task beside another, then alone; a shard as a whole twice, then taken apart.
     assert [len(noted_pids(run.image(number))) for number in deadly] == [2, 3]
+
+
+def test_an_image_that_kills_its_worker_while_images_are_scanned_costs_its_own_row_only(
+    tmp_path: Path,
+) -> None:
+    changes = {"corpus": {"images_per_part": 3}}
+    run = TinyRun(tmp_path, [AUTOMATIC], num_images=6, changes=changes)
+    plant(run.image(4), "note kill worker")
+    run.run(RayMachines(run.config.execution))
+
+    run.assert_whole()
+    rows = Corpus(run.store).rows(range(6))
+    given_up = rows.pop(4)
+    assert given_up.status is ImageStatus.GIVEN_UP
+    assert given_up.reason == "every attempt to scan it failed: its worker died (ActorDiedError)"
+    assert given_up.uri == str(run.image(4))
+    assert all(row.status is ImageStatus.OK for row in rows)
+    assert sorted(record.image_id for record in run.records(0)) == [0, 1, 2, 3, 5]
 
 
 def test_a_node_removed_while_its_workers_are_inside_shards_costs_no_row(
