@@ -70,6 +70,10 @@ def test_the_sheet_of_keys_opens_and_holds_the_keyboard(
     sheet.wait_for()
     ada.press("b")
     assert ada.tool == "click"
+    ada.press("?")
+    sheet.wait_for(state="hidden")
+    ada.press("?")
+    sheet.wait_for()
     ada.press("Escape")
     sheet.wait_for(state="hidden")
     ada.press("b")

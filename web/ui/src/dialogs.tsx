@@ -19,7 +19,7 @@ const REASONS = ["nothing to annotate", "too blurred or dark", "not a photograph
 
 export function KeySheet(props: { onClose: () => void }) {
   return (
-    <Dialog label="Keys" onClose={props.onClose}>
+    <Dialog label="Keys" closingKey="?" onClose={props.onClose}>
       <div class="sheet">
         {KEY_SHEET.map(([heading, rows]) => (
           <section key={heading}>
@@ -140,7 +140,13 @@ export function VerdictDialog(props: {
   );
 }
 
-function Dialog(props: { label: string; onClose: () => void; children: preact.ComponentChildren }) {
+/** `closingKey`: beside Escape; none where something may be written, which it would throw away. */
+function Dialog(props: {
+  label: string;
+  closingKey?: string;
+  onClose: () => void;
+  children: preact.ComponentChildren;
+}) {
   const dialog = useRef<HTMLDialogElement>(null);
   useEffect(() => dialog.current?.showModal(), []);
   return (
@@ -149,7 +155,7 @@ function Dialog(props: { label: string; onClose: () => void; children: preact.Co
       aria-label={props.label}
       onClose={props.onClose}
       onKeyDown={(event) => {
-        if (event.key === "?" && !(event.target instanceof HTMLInputElement)) dialog.current?.close();
+        if (event.key === props.closingKey) dialog.current?.close();
       }}
     >
       <header>
