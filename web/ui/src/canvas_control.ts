@@ -59,7 +59,7 @@ export class CanvasControl {
       this.fit();
     }
     const show: Show = tools.showUncovered ? "uncovered" : tools.showOutlines ? "outlines" : "filled";
-    this.painter.setMasks(current ? finishedMasks(current, tools.pointed) : [], show);
+    this.painter.setMasks(current ? finishedMasks(current) : [], show);
     this.painter.setHidden(tools.hidden);
     this.drawDraft();
   }

@@ -2,12 +2,12 @@ import { colourOf } from "./layer";
 import type { Workspace } from "./workspace";
 
 export function MaskList(props: { workspace: Workspace }) {
-  const { current, tools } = props.workspace;
+  const { current } = props.workspace;
   const pointing = (id: string) => ({
-    onMouseEnter: () => tools.point(id),
-    onMouseLeave: () => tools.point(null),
-    onFocusIn: () => tools.point(id),
-    onFocusOut: () => tools.point(null),
+    onMouseEnter: () => current?.point(id),
+    onMouseLeave: () => current?.point(null),
+    onFocusIn: () => current?.point(id),
+    onFocusOut: () => current?.point(null),
   });
   const { accepted: masks, locked, flagged } = current?.finished ?? { accepted: [], locked: [], flagged: new Set<string>() };
   return (
@@ -25,7 +25,7 @@ export function MaskList(props: { workspace: Workspace }) {
                 aria-label={`Edit mask ${index + 1}`}
                 aria-pressed={isEdited}
                 onClick={() => {
-                  tools.point(null); // it is worked on now, among the others
+                  current?.point(null); // it is worked on now, among the others
                   current?.edit(accepted.id);
                 }}
                 onKeyDown={(event) => {

@@ -19,6 +19,8 @@ export interface TaskHooks extends Voice {
 export class OpenTask {
   readonly finished: FinishedMasks;
   readonly drawing: Drawing;
+  /** Id of the mask that the mouse or the keyboard points at in the list. */
+  pointed: string | null = null;
   private readonly clock = new ActiveClock();
   private readonly earlierSeconds: number;
 
@@ -49,6 +51,12 @@ export class OpenTask {
   /** Any key, click or movement: the annotator is there. */
   input(): void {
     this.clock.input();
+  }
+
+  point(id: string | null): void {
+    if (this.pointed === id) return;
+    this.pointed = id;
+    this.hooks.changed();
   }
 
   /** What there is to do. */
@@ -129,6 +137,7 @@ export class OpenTask {
     const found = this.finished.find(id);
     if (!found || !this.hooks.isOpen()) return this.hooks.say("No accepted mask is taken up.");
     if (this.drawing.editing === found.id) this.drawing.drop();
+    if (this.pointed === found.id) this.point(null); // no mouse leaves an entry that is gone
     this.finished.delete(found.id);
     this.hooks.save({ kind: "delete", id: found.id });
     this.hooks.say("Deleted. Ctrl+Z brings it back.");

@@ -15,7 +15,7 @@ const FLAGGED: Colour = [255, 70, 70];
  * Bottom to top: locked masks, flagged ones, accepted ones but for the one that is taken up; small over
  * large. The one alone that is pointed at in the list, if there is one.
  */
-export function finishedMasks({ finished, drawing }: OpenTask, pointed: string | null): LayerMask[] {
+export function finishedMasks({ finished, drawing, pointed }: OpenTask): LayerMask[] {
   const bySize = (a: LayerMask, b: LayerMask): number => b.mask.bits.length - a.mask.bits.length;
   const locked = (isFlagged: boolean): LayerMask[] =>
     finished.locked

@@ -13,8 +13,6 @@ export class Tools {
   hidden = false;
   /** Masks are made of superpixels, where an image has some. */
   wantsSnap = true;
-  /** Id of the mask that the mouse or the keyboard points at in the list. */
-  pointed: string | null = null;
 
   constructor(private readonly changed: () => void) {}
 
@@ -38,12 +36,6 @@ export class Tools {
 
   wantSnap(wanted: boolean): void {
     this.wantsSnap = wanted;
-    this.changed();
-  }
-
-  point(id: string | null): void {
-    if (this.pointed === id) return;
-    this.pointed = id;
     this.changed();
   }
 

@@ -5,6 +5,7 @@ import { OpenTask } from "../src/open_task";
 import type { Answer, ModelPrompt } from "../src/prompt";
 import { decodeRle } from "../src/rle";
 import type { Change } from "../src/saving";
+import { finishedMasks } from "../src/shown";
 import type { Superpixels } from "../src/snapped_upscale";
 import { trustingScorer } from "./scorers";
 
@@ -217,4 +218,22 @@ test("deleted masks come back one after the other, the last one first", async ()
   expect(saved.slice(2).map(({ kind, id }) => [kind, id])).toEqual([
     ["delete", first], ["delete", second], ["save", second], ["save", first],
   ]);
+});
+
+test("pointing at a mask of the list ends with its entry, and with the image", async () => {
+  for (const y of [6, 20]) {
+    open.drawing.click({ x: 5, y }, 1);
+    open.accept();
+  }
+  await answered();
+  const [first] = open.finished.accepted.map(({ id }) => id);
+  open.point(first);
+  expect(finishedMasks(open).map(({ key }) => key)).toEqual([first]);
+  open.deleteMask(first);
+  open.undo();
+  await answered();
+  expect(finishedMasks(open).length).toBe(2);
+  open.point(first);
+  begin(null);
+  expect(open.pointed).toBeNull();
 });
