@@ -14,10 +14,12 @@ from engine.config import EngineConfig
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus, CorpusRow
 from engine.embeddings import load_embedding
+from engine.errors import UnreadableImageError
 from engine.images import work_size_hw
 from engine.store import Store
 from model.transforms import ResizeLongestSide
 from stages.crops import BoxXyxy
+from stages.records import ImageStatus
 from stages.superpixels import SIDE, Superpixels
 from stages.threads import compute_alone
 from stages.zoom_in import View, carry
@@ -26,6 +28,8 @@ from web.open_round import OpenRound
 from web.superpixels import WORKERS, Kept, packed
 
 JPEG_QUALITY = 92
+MAX_JPEG_SIDE = 65_500
+"""Pixels: libjpeg's limit."""
 MAX_CROPS = 64
 """Whose embeddings are kept: an object's further clicks look at the same one."""
 MAX_CUT_UP = 128
@@ -79,9 +83,15 @@ class RoundImages:
         """The image upright, at its work size.
 
         Raises:
-            ImageError: it cannot be read, or is no picture any more.
+            ImageError: it cannot be read, is no picture any more, or is too long to be a JPEG.
         """
         image = self._context.read_image(self.row(image_id))
+        height, width = image.pixels.shape[:2]
+        if max(height, width) > MAX_JPEG_SIDE:
+            raise UnreadableImageError(
+                ImageStatus.TOO_LARGE,
+                f"{width} x {height}: a JPEG has {MAX_JPEG_SIDE} pixels a side at most",
+            )
         file = io.BytesIO()
         Picture.fromarray(image.pixels).save(file, "JPEG", quality=JPEG_QUALITY)
         return file.getvalue()

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import engine.store
+from engine.context import WorkerContext
 from offices import (
     HEADER,
     PEOPLE,
@@ -26,6 +27,7 @@ from offices import (
     save,
     submit,
 )
+from stages.predictor import Image
 from stages.records import ImageStatus, Source
 from tiny_runs import MANUAL, SEMI, TinyRun
 from web.accounts import Role
@@ -99,6 +101,19 @@ def test_an_image_that_storage_refuses_stops_nobody(
         assert answers == [200, 410, 200]  # 410: cannot be shown, skip it
     finally:
         leave(office)
+
+
+def test_an_image_longer_than_a_jpeg_can_be_stops_nobody(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = office.client()
+
+    def shown(side: int) -> int:
+        long = Image(0, np.zeros((1, side, 3), dtype=np.uint8))
+        monkeypatch.setattr(WorkerContext, "read_image", lambda self, row: long)
+        return client.get("/api/images/0").status_code
+
+    assert [shown(65_500), shown(65_501)] == [200, 410]
 
 
 def test_saved_masks_outlive_their_annotator(office: Office) -> None:
