@@ -143,6 +143,9 @@ export function outline(mask: Mask, thickness: number): Uint8Array {
   return edge;
 }
 
+/** Rounding moves the edge of a stroke by less, pixels: only what lies nearer to it is looked at one by one. */
+const DOUBT = 1e-3;
+
 /** Every pixel whose centre lies within `radius` of the line through these points. */
 export function strokeMask(
   points: readonly { x: number; y: number }[],
@@ -157,28 +160,61 @@ export function strokeMask(
   const x1 = Math.min(size.width, Math.ceil(Math.max(...xs) + radius) + 1);
   const y1 = Math.min(size.height, Math.ceil(Math.max(...ys) + radius) + 1);
   if (x1 <= x0 || y1 <= y0) return EMPTY;
-  const width = x1 - x0;
-  const bits = new Uint8Array(width * (y1 - y0));
+  const [width, height] = [x1 - x0, y1 - y0];
+  const bits = new Uint8Array(width * height);
+  // Of each row, a run that is painted already: the next point of a stroke mostly adds little to it.
+  const [runStart, runEnd] = [new Int32Array(height), new Int32Array(height)];
   for (let index = 0; index < points.length; index++) {
-    const from = points[Math.max(index - 1, 0)];
-    drawSegment(from, points[index]);
+    drawSegment(points[Math.max(index - 1, 0)], points[index]);
   }
-  return trim({ x: x0, y: y0, width, height: y1 - y0, bits });
+  return trim({ x: x0, y: y0, width, height, bits });
 
   function drawSegment(a: { x: number; y: number }, b: { x: number; y: number }): void {
     const [dx, dy] = [b.x - a.x, b.y - a.y];
     const squared = dx * dx + dy * dy;
-    const left = Math.max(x0, Math.floor(Math.min(a.x, b.x) - radius));
-    const right = Math.min(x1, Math.ceil(Math.max(a.x, b.x) + radius) + 1);
+    const lean = (Math.sign(dy) * dx) / Math.sqrt(squared || 1);
     const top = Math.max(y0, Math.floor(Math.min(a.y, b.y) - radius));
     const bottom = Math.min(y1, Math.ceil(Math.max(a.y, b.y) + radius) + 1);
     for (let y = top; y < bottom; y++) {
-      for (let x = left; x < right; x++) {
-        const [px, py] = [x + 0.5 - a.x, y + 0.5 - a.y];
-        const along = squared ? Math.min(1, Math.max(0, (px * dx + py * dy) / squared)) : 0;
-        const [ex, ey] = [px - along * dx, py - along * dy];
-        if (ex * ex + ey * ey <= radius * radius) bits[(y - y0) * width + x - x0] = 1;
+      const row = y - y0;
+      const [start, end] = [startOf(y, radius + DOUBT), endOf(y, radius + DOUBT)];
+      if (!(start < end) || (start >= runStart[row] && end <= runEnd[row])) continue;
+      const [sureStart, sureEnd] = [startOf(y, radius - DOUBT), endOf(y, radius - DOUBT)];
+      const at = row * width - x0;
+      for (let x = start; x < end; x++) {
+        if (x >= sureStart && x < sureEnd) {
+          bits.fill(1, at + x, at + sureEnd);
+          x = sureEnd - 1;
+        } else if (isPainted(x, y)) bits[at + x] = 1;
       }
+      if (!(sureStart < sureEnd)) continue;
+      const isLonger = sureStart <= runEnd[row] && sureEnd >= runStart[row];
+      runStart[row] = isLonger ? Math.min(runStart[row], sureStart) : sureStart;
+      runEnd[row] = isLonger ? Math.max(runEnd[row], sureEnd) : sureEnd;
+    }
+
+    function startOf(y: number, reach: number): number {
+      return Math.max(x0, Math.ceil(outermost(-1, y, reach) - 0.5));
+    }
+
+    function endOf(y: number, reach: number): number {
+      return Math.min(x1, Math.floor(outermost(1, y, reach) + 0.5));
+    }
+
+    /** Where the middle of a row lies last within `reach` to the left (-1) or right (1); NaN if it never does. */
+    function outermost(side: number, y: number, reach: number): number {
+      const py = y + 0.5 - a.y;
+      // The circle on the segment that goes furthest; there its edge runs as the segment does.
+      const along = dy ? Math.min(1, Math.max(0, (py + side * reach * lean) / dy)) : Number(side * dx > 0);
+      const ey = py - along * dy;
+      return a.x + along * dx + side * Math.sqrt(reach * reach - ey * ey);
+    }
+
+    function isPainted(x: number, y: number): boolean {
+      const [px, py] = [x + 0.5 - a.x, y + 0.5 - a.y];
+      const along = squared ? Math.min(1, Math.max(0, (px * dx + py * dy) / squared)) : 0;
+      const [ex, ey] = [px - along * dx, py - along * dy];
+      return ex * ex + ey * ey <= radius * radius;
     }
   }
 }

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { area, common, contains, EMPTY, isEmpty, outline, shareWithin, strokeMask, subtract, trim, union } from "../src/mask";
+import { area, common, contains, EMPTY, isEmpty, type Mask, outline, shareWithin, strokeMask, subtract, trim, union } from "../src/mask";
 import { maskOf, randomMask, seeded, whole } from "./random";
 
 const SIZE = { width: 23, height: 17 };
@@ -41,6 +41,59 @@ test("a dab of the brush is a disc, a stroke a band, and neither leaves the imag
   const corner = strokeMask([{ x: -1, y: -1 }, { x: 1, y: 1 }], 3, SIZE);
   expect([corner.x, corner.y]).toEqual([0, 0]);
   expect(strokeMask([{ x: -9, y: -9 }], 3, SIZE)).toBe(EMPTY);
+});
+
+/** Looks at every pixel for every part of the stroke. */
+function slowStroke(points: readonly { x: number; y: number }[], radius: number, size = SIZE): Mask {
+  const bits = new Uint8Array(size.width * size.height);
+  points.forEach((b, index) => {
+    const a = points[Math.max(index - 1, 0)];
+    const [dx, dy] = [b.x - a.x, b.y - a.y];
+    const squared = dx * dx + dy * dy;
+    for (let y = 0; y < size.height; y++) {
+      for (let x = 0; x < size.width; x++) {
+        const [px, py] = [x + 0.5 - a.x, y + 0.5 - a.y];
+        const along = squared ? Math.min(1, Math.max(0, (px * dx + py * dy) / squared)) : 0;
+        const [ex, ey] = [px - along * dx, py - along * dy];
+        if (ex * ex + ey * ey <= radius * radius) bits[y * size.width + x] = 1;
+      }
+    }
+  });
+  return trim({ x: 0, y: 0, ...size, bits });
+}
+
+test.each([
+  ["anywhere", 40, 0],
+  ["by less than a pixel", 0.6, 0],
+  ["in half pixels, whose centres lie on its edge", 12, 0.5],
+  ["along rows but for what rounding makes", 12, 1e-14],
+])("a stroke that moves %s is that of its pixels", (_, step, grid) => {
+  const random = seeded(7);
+  const move = (): number => {
+    const by = (random() - 0.5) * step;
+    return grid === 0 ? by : grid === 0.5 ? Math.round(2 * by) / 2 : Math.round(by) + (random() - 0.5) * grid;
+  };
+  for (let trial = 0; trial < 1500; trial++) {
+    const points = [{ x: Math.round(random() * SIZE.width), y: Math.round(random() * SIZE.height) }];
+    for (let count = Math.floor(random() * 6); count > 0; count--) {
+      const { x, y } = points.at(-1) as { x: number; y: number };
+      const isStill = [random(), random()].map((chance) => chance < 0.25);
+      points.push({ x: isStill[0] ? x : x + move(), y: isStill[1] ? y : y + move() });
+    }
+    const radius = [0.3, 1, 2.5, 5, 9 * random()][Math.floor(random() * 5)];
+    expect(strokeMask(points, radius, SIZE), JSON.stringify([points, radius])).toEqual(slowStroke(points, radius));
+  }
+});
+
+test("a stroke takes time by what it paints, however many its points", () => {
+  const size = { width: 400, height: 400 };
+  const points = Array.from({ length: 400 }, (_, at) => ({ x: 190 + at / 16, y: 190 + at / 32 }));
+  const milliseconds = (draw: typeof strokeMask): number => {
+    const begun = performance.now();
+    draw(points, 200, size);
+    return performance.now() - begun;
+  };
+  expect(4 * milliseconds(strokeMask)).toBeLessThan(milliseconds(slowStroke));
 });
 
 test("boxes that share nothing have nothing in common", () => {
