@@ -150,6 +150,7 @@ def test_an_expired_lease_passes_the_image_on_with_its_masks(
     ada.click(things["box"].middle)
     ada.press("Enter")  # too late: somebody else has the image
     ada.wait_for_another(task_id)
+    ada.wait_until_saved()  # what can no longer be sent keeps nobody from leaving
     bob.click(things["kite"].middle)
     bob.accept()
     bob.submit()

@@ -55,8 +55,9 @@ export class SaveQueue {
     return this.waiting.filter((waiting) => waiting.taskId === taskId).map(({ change }) => change);
   }
 
+  /** Changes that can still be sent. Of a task that has passed on none can, for all that is kept of it. */
   get count(): number {
-    return this.waiting.length;
+    return this.waiting.filter(({ taskId }) => this.holds(taskId)).length;
   }
 
   add(taskId: Task["task_id"], change: Change): void {
@@ -122,7 +123,7 @@ export class SaveQueue {
 
   private next(): Waiting | undefined {
     if (this.signedOut) return undefined;
-    return this.waiting.find((waiting) => this.leases.has(waiting.taskId));
+    return this.waiting.find(({ taskId }) => this.holds(taskId));
   }
 
   /** Unless a newer change has taken its place meanwhile. */

@@ -84,7 +84,7 @@ export class Workspace {
     );
   }
 
-  /** What the server does not have yet: changes, and images that were handed in. */
+  /** What is on its way to the server: changes, and images that were handed in. */
   get unsaved(): number {
     return this.saves.count + this.handIns.tasks.size;
   }
@@ -308,13 +308,15 @@ export class Workspace {
 
   /** Someone else has the task, or will: what was saved stays with it. */
   private passedOn(taskId: Task["task_id"]): void {
+    const late = this.saves.of(taskId).length;
     this.saves.letGo(taskId);
     this.supply.letGo(taskId);
     if (this.handIns.tasks.has(taskId)) return; // handing it in will tell
     if (this.current?.task.task_id !== taskId || this.phase === "claiming" || this.phase === "waiting") return;
     this.current.drawing.drop();
     this.phase = "claiming";
-    this.voice.say("This image has passed on to someone else. What was saved is kept with it. Fetching another…", true);
+    const lost = late > 0 ? ` ${late} ${late === 1 ? "change" : "changes"} came too late to be saved.` : "";
+    this.voice.say(`This image has passed on to someone else. What was saved is kept with it.${lost} Fetching another…`, true);
     void this.sleeper.sleep(1500).then(() => this.openNext());
   }
 

@@ -84,6 +84,25 @@ test("a stale lease keeps the changes until the same task is held again", async 
   expect(sent).toEqual(["t old save a", "other l save b", "t new save a"]);
 });
 
+test("what can no longer be sent keeps nobody from leaving", async () => {
+  const { queue, answers } = desk();
+  answers.push(new Refused(409, "stale"));
+  queue.hold(task("t", "old"));
+  queue.add("t", save("a"));
+  queue.add("t", save("b"));
+  expect(queue.count).toBe(2);
+  await settled();
+  expect([queue.count, queue.of("t").length]).toEqual([0, 2]);
+  queue.hold(task("other", "l"));
+  queue.add("other", save("c"));
+  expect(queue.count).toBe(1);
+  await settled();
+  queue.hold(task("t", "new"));
+  expect(queue.count).toBe(2); // it can be sent again
+  queue.letGo("t"); // its lease was not renewed
+  expect(queue.count).toBe(0);
+});
+
 test("signed out, changes wait for the next sign-in", async () => {
   const { queue, sent, answers } = desk();
   answers.push(new Refused(401, "who?"));
