@@ -1,8 +1,9 @@
 """Records as other tools read them: SA-1B's pairs of files, or one COCO-style JSON.
 
-Running an export again goes on where it stopped: images that are there are not read again, and
-annotations that are there must be the same, or the folder holds another export. Images are encoded
-anew, as JPEG in the frame of their masks; none of the original file's metadata goes along.
+A folder is of one export, which it names from its start. Running that again goes on where it
+stopped: images that are there are not read again, and annotations that are there must be the same.
+Images are encoded anew, as JPEG in the frame of their masks; none of the original file's metadata
+goes along.
 """
 
 import hashlib
@@ -25,10 +26,13 @@ from engine.corpus import Corpus
 from engine.errors import ConfigError, EngineError, UnreadableImageError
 from engine.images import Pixels
 from engine.manifest import load_manifest
+from engine.run import run_id
 from engine.shards import read_records
 from engine.store import Store
-from stages.records import ImageRecord, ImageStatus, MaskRecord, Rle, StageName
+from stages.records import ImageRecord, ImageStatus, MaskRecord, Record, Rle, StageName
 
+ORIGIN = "exported_from"
+"""An `Origin`. Not named .json: there, readers of SA-1B look for images."""
 COCO_JSON = "instances.json"
 JPEG_QUALITY = 95
 IDS_PER_IMAGE = 1_000_000
@@ -43,6 +47,20 @@ class ExportFormat(StrEnum):
     """sa_ID.jpg and sa_ID.json for each image, side by side."""
     COCO = "coco"
     """images/ and one instances.json, its only category "object"."""
+
+
+IMAGES = {ExportFormat.SA1B: "sa_{:d}.jpg", ExportFormat.COCO: "images/{:012d}.jpg"}
+"""Where they go by their ids."""
+
+
+class Origin(Record):
+    """The one export that a folder is of."""
+
+    run: str
+    """Its id; of a run without one, where it lies."""
+    format: ExportFormat
+    stage: StageName | None
+    """None for all."""
 
 
 class RleJson(TypedDict):
@@ -84,7 +102,11 @@ class Exported:
 
 
 def export_run(run: Store, out: Store, form: str, stage: StageName | None = None) -> Iterator[str]:
-    """Export the sealed rounds of a run; yields a line for each thing worth saying."""
+    """Export the sealed rounds of a run; yields a line for each thing worth saying.
+
+    Raises:
+        EngineError: no round is sealed, or the folder is of another export.
+    """
     if form not in list(ExportFormat):
         raise ConfigError(f"no export format {form!r}; expected {' or '.join(ExportFormat)}")
     config = frozen_config(run)
@@ -98,6 +120,7 @@ def export_run(run: Store, out: Store, form: str, stage: StageName | None = None
         raise EngineError(
             f"{run.uri} has no sealed round to export; see sa-engine status {run.uri}"
         )
+    _claim(out, Origin(run=run_id(run) or run.uri, format=ExportFormat(form), stage=stage))
     spec = WorkerSpec(run.uri, "", limits=config.corpus.limits, work_size=config.work_size)
     context, corpus = WorkerContext(spec), Corpus(run)
     records = (
@@ -128,8 +151,7 @@ def export_dataset(
         EngineError: the folder holds other annotations, or two records are of one image.
     """
     exported = Exported()
-    name = "sa_{:d}.jpg" if form == ExportFormat.SA1B else "images/{:012d}.jpg"
-    pictured = _publish_images(records, read_image, out, name, exported)
+    pictured = _publish_images(records, read_image, out, IMAGES[form], exported)
     if form == ExportFormat.SA1B:
         _write_sa1b(pictured, out)
     else:
@@ -152,6 +174,24 @@ def sa1b_annotations(masks: Sequence[MaskRecord], *, image_id: int = 0) -> list[
         )
         for mask in masks
     ]
+
+
+def _claim(out: Store, origin: Origin) -> None:
+    """Before the first image. The ids of images begin at 0 in every run: whose they are that an
+    export left when it was stopped, their names do not say."""
+    if not out.exists(ORIGIN):
+        images = IMAGES[origin.format].partition("{")[0]
+        if any(file.path.startswith(images) for file in out.list()):
+            raise EngineError(
+                f"{out.uri} holds images, and no {ORIGIN} says of which run, as earlier versions "
+                "left them; export into an empty folder"
+            )
+    claim = origin.model_dump_json().encode()
+    if not out.publish(ORIGIN, claim) and (found := out.read(ORIGIN)) != claim:
+        raise EngineError(
+            f"{out.uri} is of another export: {found.decode(errors='replace')}, and this one is "
+            f"{claim.decode()}; export into an empty folder"
+        )
 
 
 def _publish_images(

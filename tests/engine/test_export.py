@@ -260,7 +260,7 @@ def test_pixels_outside_the_frame_of_the_masks_are_refused(out: LocalStore) -> N
 def start_run(tmp_path: Path, num_images: int) -> tuple[LocalStore, Corpus, EngineConfig]:
     """A corpus of drawn photographs twice the work size, and a frozen config of two rounds."""
     photos = tmp_path / "photos"
-    photos.mkdir()
+    photos.mkdir(parents=True)
     for i in range(num_images):
         Image.new("RGB", (72, 48), (30 * i, 90, 200)).save(photos / f"{i}.png")
     source = FolderSource(name="photos", path=str(photos))
@@ -285,6 +285,73 @@ def seal_round(store: LocalStore, config: EngineConfig, records: list[ImageRecor
     path = layout.shard_path(layout.shards_folder(folder), 0)
     publish_shard(store, path, ShardHeader(shard=0, **made_by), records)
     seal(store, folder, plan)
+
+
+def sealed_run(folder: Path) -> LocalStore:
+    run, corpus, config = start_run(folder, num_images=2)
+    records = [
+        image_record(row.image_id).model_copy(update={"uri": row.uri, "file_name": row.file_name})
+        for row in corpus.rows([0, 1])
+    ]
+    seal_round(run, config, records)
+    return run
+
+
+def forget(out: LocalStore, *kept: str) -> None:
+    """Leave these files alone, as if the export had been killed."""
+    for path in content(out).keys() - set(kept):
+        (out.root / path).unlink()
+
+
+@pytest.mark.parametrize(
+    ("form", "first_image"), [("sa1b", "sa_0.jpg"), ("coco", "images/000000000000.jpg")]
+)
+def test_an_export_that_was_killed_is_gone_on_with_by_its_own_run_alone(
+    tmp_path: Path, out: LocalStore, form: str, first_image: str
+) -> None:
+    run, other = sealed_run(tmp_path / "one"), sealed_run(tmp_path / "two")
+    list(export_run(run, out, form))
+    whole = content(out)
+    forget(out, "exported_from", first_image)
+    with pytest.raises(EngineError, match=r"is of another export: .* and this one is .*;"):
+        list(export_run(other, out, form))
+    assert sorted(content(out)) == ["exported_from", first_image]
+    list(export_run(run, out, form))
+    assert content(out) == whole
+
+
+def test_a_folder_is_of_one_format_and_of_one_choice_of_stages(
+    tmp_path: Path, out: LocalStore
+) -> None:
+    run = sealed_run(tmp_path)
+    list(export_run(run, out, "coco"))
+    with pytest.raises(EngineError, match="is of another export"):
+        list(export_run(run, out, "sa1b"))
+    with pytest.raises(EngineError, match="is of another export"):
+        list(export_run(run, out, "coco", StageName.FULLY_AUTOMATIC))
+
+
+@pytest.mark.parametrize("form", list(ExportFormat))
+def test_images_that_an_earlier_version_exported_are_refused_as_of_nobody_knows_which_run(
+    tmp_path: Path, out: LocalStore, form: ExportFormat
+) -> None:
+    run = sealed_run(tmp_path)
+    list(export_run(run, out, form))
+    (out.root / "exported_from").unlink()
+    before = content(out)
+    with pytest.raises(EngineError, match="holds images, and no exported_from says of which run"):
+        list(export_run(run, out, form))
+    assert content(out) == before
+
+
+def test_a_run_without_an_id_is_told_by_where_it_lies(tmp_path: Path, out: LocalStore) -> None:
+    runs = sealed_run(tmp_path / "one"), sealed_run(tmp_path / "two")
+    for run in runs:
+        (run.root / layout.RUN_ID).unlink()
+    list(export_run(runs[0], out, "sa1b"))
+    list(export_run(runs[0], out, "sa1b"))
+    with pytest.raises(EngineError, match="is of another export"):
+        list(export_run(runs[1], out, "sa1b"))
 
 
 def test_a_run_is_exported_from_its_sealed_rounds_at_its_work_size(
