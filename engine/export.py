@@ -35,6 +35,9 @@ ORIGIN = "exported_from"
 """An `Origin`. Not named .json: there, readers of SA-1B look for images."""
 COCO_JSON = "instances.json"
 JPEG_QUALITY = 95
+JPEG_MAX_SIDE = 65_500
+"""Pixels; libjpeg writes no longer one."""
+TOO_LONG = "too_long_for_jpeg"
 IDS_PER_IMAGE = 1_000_000
 
 ReadImage = Callable[[ImageRecord], Pixels]
@@ -98,7 +101,7 @@ class Exported:
     images: int = 0
     masks: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    """Images that cannot be exported, by status."""
+    """Images that cannot be exported, by status or as `TOO_LONG`."""
 
 
 def export_run(run: Store, out: Store, form: str, stage: StageName | None = None) -> Iterator[str]:
@@ -145,7 +148,7 @@ def export_run(run: Store, out: Store, form: str, stage: StageName | None = None
 def export_dataset(
     records: Iterable[ImageRecord], read_image: ReadImage, form: ExportFormat, out: Store
 ) -> Exported:
-    """Write all records whose status is ok, and their images.
+    """Write all records whose status is ok and whose image fits into a JPEG, and their images.
 
     Raises:
         EngineError: the folder holds other annotations, or two records are of one image.
@@ -205,6 +208,9 @@ def _publish_images(
     for record in records:
         if record.status != ImageStatus.OK:
             exported.left_out[record.status] += 1
+            continue
+        if max(record.width, record.height) > JPEG_MAX_SIDE:
+            exported.left_out[TOO_LONG] += 1
             continue
         path = name.format(record.image_id)
         try:

@@ -11,7 +11,14 @@ from engine import layout
 from engine.config import EngineConfig, RoundConfig, freeze_config
 from engine.corpus import Corpus, build_corpus
 from engine.errors import ConfigError, EngineError, UnreadableImageError
-from engine.export import Exported, ExportFormat, export_dataset, export_run, sa1b_annotations
+from engine.export import (
+    IMAGES,
+    Exported,
+    ExportFormat,
+    export_dataset,
+    export_run,
+    sa1b_annotations,
+)
 from engine.images import Pixels, WorkSize
 from engine.manifest import PlanHeader, RoundPlan, freeze_plan, seal
 from engine.shards import ShardHeader, publish_shard
@@ -189,6 +196,20 @@ def test_records_that_are_not_ok_are_left_out_and_counted(
 
     exported = export_dataset(records, read_or_fail, form, out)
     assert exported == Exported(images=1, masks=0, left_out=Counter(unreadable=2, given_up=1))
+
+
+@pytest.mark.parametrize("form", list(ExportFormat))
+def test_images_longer_than_a_jpeg_can_be_are_left_out_and_counted(
+    out: LocalStore, form: ExportFormat
+) -> None:
+    records = [
+        image_record(image_id, masks=0).model_copy(update={"width": width, "height": height})
+        for image_id, (width, height) in enumerate([(65_501, 1), (65_500, 1), (1, 65_501)])
+    ]
+    exported = export_dataset(records, read_image, form, out)
+    assert exported == Exported(images=1, left_out=Counter(too_long_for_jpeg=2))
+    pictures = [path for path in content(out) if path.endswith(".jpg")]
+    assert pictures == [IMAGES[form].format(1)]
 
 
 @pytest.mark.parametrize("form", list(ExportFormat))
