@@ -156,18 +156,26 @@ def launch(
 
 @app.command()
 def status(folder: RunUri) -> None:
-    """Rounds, shards done, given up and left, masks, rate and time left.
+    """Rounds, shards done, given up and left, masks, rate and time left; tasks where their queue
+    can be reached.
 
     Example: sa-engine status runs/demo
     """
-    from engine.status import corpus_lines, quality_lines, run_status, status_table
+    from engine.status import corpus_lines, quality_lines, run_status, status_table, with_tasks
     from engine.store import open_store
 
     store = open_store(folder)
     rounds = run_status(store)
+    out_of_reach = ""
+    try:
+        rounds = with_tasks(store, rounds)
+    except EngineError as error:  # which is no reason to say nothing of the shards
+        out_of_reach = f"tasks unknown, their queue is out of reach: {' '.join(str(error).split())}"
     for line in corpus_lines(store):
         out.print(line, highlight=False)
     out.print(status_table(rounds))
+    if out_of_reach:
+        out.print(out_of_reach, markup=False, highlight=False)
     for line in quality_lines(rounds):
         out.print(line, markup=False, highlight=False)
     if any(status.reviews.left for status in rounds):

@@ -62,6 +62,16 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def require_file(url: str) -> None:
+    """StorageError where a SQLite database has no file here, which opening it would create."""
+    database = _engine(url).url
+    if database.get_backend_name() == "sqlite" and database.database:
+        try:
+            Path(database.database).stat()
+        except OSError as error:
+            raise StorageError(f"{database.database}: {error.strerror}") from error
+
+
 def public_url(url: str) -> str:
     """A database's URL as it may be printed: without its password, and without the query, which
     may hold another."""

@@ -1,8 +1,8 @@
 """How far a run is: read from its folder, whoever works on it and wherever."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich import box
@@ -12,6 +12,7 @@ from engine import layout
 from engine.audit import AuditReport, audit_lines, audit_report
 from engine.config import EngineConfig, frozen_config
 from engine.corpus import CORPUS, Corpus
+from engine.database import require_file
 from engine.effort import Agreement, agreement_by_author
 from engine.manifest import load_plan
 from engine.rounds import load_outcome
@@ -40,7 +41,7 @@ class RoundStatus:
     seconds_per_shard: float | None
     """Between the first shard's appearance and the last; None while there are less than two."""
     tasks: TaskCounts | None = None
-    """Of the annotation queue; None for a stage without one."""
+    """Of the annotation queue; None for a stage without one, and before it is asked."""
     reviews: TaskCounts = NO_TASKS
     agreement: Mapping[str, Agreement] = field(default_factory=dict)
     """Of reviewed images, by who annotated them."""
@@ -60,9 +61,30 @@ class RoundStatus:
 
 
 def run_status(store: Store) -> list[RoundStatus]:
+    """From the run's files alone; see `with_tasks`."""
     config = frozen_config(store)
-    with _queue(store, config) as queue:
-        return [_round_status(store, config, index, queue) for index in range(len(config.rounds))]
+    return [_round_status(store, config, index) for index in range(len(config.rounds))]
+
+
+def with_tasks(store: Store, rounds: list[RoundStatus]) -> list[RoundStatus]:
+    """Rounds, and what the annotation queue knows of them; the same where there is none.
+
+    Raises:
+        EngineError: it is out of reach: its disk may be another machine's.
+    """
+    config = frozen_config(store)
+    url = config.execution.tasks_url
+    if url is not None:
+        require_file(url)  # looking must not create it
+    elif not (isinstance(store, LocalStore) and store.exists(layout.TASKS)):
+        return rounds
+    with closing(open_queue(store, config)) as queue:
+        return [
+            status
+            if status.state == "waiting"
+            else replace(status, **_queue_status(queue, config, status.index))
+            for status in rounds
+        ]
 
 
 def corpus_lines(store: Store) -> list[str]:
@@ -125,9 +147,7 @@ def round_state(store: Store, folder: str) -> str:
     return "sealed" if store.exists(layout.manifest_path(folder)) else "working"
 
 
-def _round_status(
-    store: Store, config: EngineConfig, index: int, queue: TaskQueue | None
-) -> RoundStatus:
+def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus:
     folder, stage = config.round_folder(index), config.rounds[index].stage
     if not store.exists(layout.plan_path(folder)):
         return RoundStatus(index, stage, "waiting", 0, 0, 0, Stats(), None)
@@ -147,7 +167,6 @@ def _round_status(
         shards_left=left,
         stats=Stats.total(read_footer(store, file.path).stats for file in shards),
         seconds_per_shard=_seconds_per_shard(shards),
-        **({} if queue is None else _queue_status(queue, config, index)),
     )
 
 
@@ -156,18 +175,6 @@ def _seconds_per_shard(done: Sequence[StoredFile]) -> float | None:
         return None
     times = sorted(file.modified for file in done)
     return (times[-1] - times[0]) / (len(times) - 1)
-
-
-@contextmanager
-def _queue(store: Store, config: EngineConfig) -> Iterator[TaskQueue | None]:
-    """The annotation queue; None where there is none."""
-    if config.execution.tasks_url is None and not (
-        isinstance(store, LocalStore) and store.exists(layout.TASKS)  # looking must not create it
-    ):
-        yield None
-        return
-    with closing(open_queue(store, config)) as queue:
-        yield queue
 
 
 def _queue_status(queue: TaskQueue, config: EngineConfig, index: int) -> dict[str, Any]:

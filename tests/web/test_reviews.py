@@ -13,7 +13,7 @@ from engine.audit import audit_report, check_auditable
 from engine.errors import ConfigError
 from engine.manifest import load_manifest
 from engine.review import is_reviewed
-from engine.status import run_status
+from engine.status import run_status, with_tasks
 from engine.task_results import task_results
 from engine.task_tables import TaskKind
 from offices import (
@@ -67,7 +67,7 @@ def test_what_a_reviewer_corrects_takes_the_place_of_what_was_handed_in(office: 
             wrong: drawn(segmentation=rle(40, 40, 50, 50)),
         },
     )
-    assert run_status(office.run.store)[0].reviews.left == 1
+    assert with_tasks(office.run.store, run_status(office.run.store))[0].reviews.left == 1
     assert office.thread.is_alive()  # nothing is sealed before the review
     task = claim(rae, "review")
     assert (task["kind"], task["note"]) == ("review", "")
