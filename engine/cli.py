@@ -190,7 +190,7 @@ def stats(
     as_json: AsJson = False,
     figure: Annotated[Path | None, typer.Option(help="Also draw them into this PNG.")] = None,
 ) -> None:
-    """Statistics of the shards published so far, from their footers.
+    """Statistics of the shards published so far, from manifests and, of unsealed rounds, footers.
 
     Example: sa-engine stats runs/demo --stage fully_automatic --json
     """

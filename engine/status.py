@@ -1,6 +1,7 @@
 """How far a run is: read from its folder, whoever works on it and wherever."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from engine.config import EngineConfig, frozen_config
 from engine.corpus import CORPUS, Corpus
 from engine.database import require_file
 from engine.effort import Agreement, agreement_by_author
-from engine.manifest import load_plan
+from engine.manifest import load_manifest, load_plan
 from engine.rounds import load_outcome
 from engine.run import open_queue
 from engine.shards import read_footer
@@ -25,6 +26,11 @@ from engine.tasks import TaskCounts, TaskQueue
 from stages.records import ImageStatus, StageName
 
 NO_TASKS = TaskCounts()
+READERS = 16
+"""Threads that read footers: of an object store, each is waited for."""
+FOOTERS_AT_ONCE = 16
+"""That a thread adds up before it hands them on: few statistics are in memory, and Ctrl-C is soon
+heard."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +171,22 @@ def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus
         num_images=len(plan.image_ids),
         shards_done=len(shards),
         shards_left=left,
-        stats=Stats.total(read_footer(store, file.path).stats for file in shards),
+        stats=_stats(store, folder, shards),
         seconds_per_shard=_seconds_per_shard(shards),
     )
+
+
+def _stats(store: Store, folder: str, shards: Sequence[StoredFile]) -> Stats:
+    """Of a sealed round its manifest's; otherwise of every footer."""
+    if store.exists(layout.manifest_path(folder)):
+        return load_manifest(store, folder).stats
+
+    def total(start: int) -> Stats:
+        files = shards[start : start + FOOTERS_AT_ONCE]
+        return Stats.total(read_footer(store, file.path).stats for file in files)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return Stats.total(pool.map(total, range(0, len(shards), FOOTERS_AT_ONCE)))
 
 
 def _seconds_per_shard(done: Sequence[StoredFile]) -> float | None:

@@ -1,12 +1,21 @@
 """What `sa-engine status` and `sa-engine stats` say, wherever they are asked."""
 
+import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from engine.config import follow_execution
+from engine import layout, status
+from engine.config import follow_execution, freeze_config
+from engine.manifest import PlanHeader, RoundPlan, freeze_plan, load_manifest
+from engine.shards import ShardFooter, ShardHeader, publish_shard, read_footer
 from engine.status import run_status, with_tasks
+from engine.store import Store
 from engine.tasks import TaskCounts
+from records import image_record
+from stages.records import StageName
 from tiny_runs import AUTOMATIC, MANUAL, TinyRun, sa_engine
 
 UNTRAINED = {**MANUAL, "retrain": False}
@@ -52,5 +61,53 @@ def test_a_queue_elsewhere_is_asked_where_its_file_is_there(
     capsys.readouterr()
     assert sa_engine(monkeypatch, "status", str(run.out)) == 0
     assert "out of reach" not in capsys.readouterr().out
-    (status,) = with_tasks(run.store, run_status(run.store))
-    assert status.tasks == TaskCounts(submitted=2)
+    (only,) = with_tasks(run.store, run_status(run.store))
+    assert only.tasks == TaskCounts(submitted=2)
+
+
+def test_statistics_of_sealed_rounds_are_their_manifests(
+    undisturbed: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(status, "read_footer")
+    run = undisturbed
+    manifests = [
+        load_manifest(run.store, run.config.round_folder(index)) for index in range(len(run.rounds))
+    ]
+    assert [told.stats for told in run_status(run.store)] == [sealed.stats for sealed in manifests]
+
+
+def test_footers_of_an_unsealed_round_are_read_by_several_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TinyRun(tmp_path, [AUTOMATIC], num_images=1)
+    store, num_shards = run.store, 3 * status.FOOTERS_AT_ONCE + 1
+    publish_shards(run, num_shards)
+    readers = set()
+
+    def read_slowly(store: Store, path: str) -> ShardFooter:
+        readers.add(threading.get_ident())
+        time.sleep(0.002)
+        return read_footer(store, path)
+
+    monkeypatch.setattr(status, "read_footer", read_slowly)
+    (told,) = run_status(store)
+    assert (told.state, told.shards_done, told.shards_left) == ("working", num_shards, 1)
+    assert told.stats.num_images == num_shards
+    assert 1 < len(readers) <= status.READERS
+
+
+def publish_shards(run: TinyRun, num_shards: int) -> None:
+    """Of one image each, and one more in the plan."""
+    freeze_config(run.store, run.config)
+    folder = run.config.round_folder(0)
+    header = PlanHeader(
+        round=0,
+        stage=StageName.FULLY_AUTOMATIC,
+        config_sha256=run.config.sha256,
+        checkpoint="tiny",
+    )
+    freeze_plan(run.store, folder, RoundPlan(header, np.arange(num_shards + 1), 1))
+    for shard in range(num_shards):
+        path = layout.shard_path(layout.shards_folder(folder), shard)
+        made_by = ShardHeader(shard=shard, **header.model_dump())
+        publish_shard(run.store, path, made_by, [image_record(shard)])
