@@ -133,7 +133,9 @@ def launch(
 ) -> int:
     """Run a config on a cluster as a Ray job: prints its id, follows it, stops it.
 
-    Example: sa-engine launch full.yaml --out s3://bucket/run --address http://head:8265
+    Start from a copy of configs/full.yaml, and edit what says CHANGE.
+
+    Example: sa-engine launch my.yaml --out s3://bucket/run --address http://head:8265
     """
     from engine import launch as jobs
     from engine.config import load_config
