@@ -24,7 +24,7 @@ from engine.config import frozen_config
 from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus
 from engine.errors import ConfigError, EngineError, UnreadableImageError
-from engine.images import Pixels
+from engine.images import MAX_JPEG_SIDE, Pixels
 from engine.manifest import load_manifest
 from engine.run import run_id
 from engine.shards import read_records
@@ -35,8 +35,6 @@ ORIGIN = "exported_from"
 """An `Origin`. Not named .json: there, readers of SA-1B look for images."""
 COCO_JSON = "instances.json"
 JPEG_QUALITY = 95
-JPEG_MAX_SIDE = 65_500
-"""Pixels; libjpeg writes no longer one."""
 TOO_LONG = "too_long_for_jpeg"
 IDS_PER_IMAGE = 1_000_000
 
@@ -209,7 +207,7 @@ def _publish_images(
         if record.status != ImageStatus.OK:
             exported.left_out[record.status] += 1
             continue
-        if max(record.width, record.height) > JPEG_MAX_SIDE:
+        if max(record.width, record.height) > MAX_JPEG_SIDE:
             exported.left_out[TOO_LONG] += 1
             continue
         path = name.format(record.image_id)

@@ -37,6 +37,8 @@ Pixels = NDArray[np.uint8]
 # Raster formats only: some of Pillow's other readers start programs (EPS) or open other files.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 MAX_REASON = 200
+MAX_JPEG_SIDE = 65_500
+"""Pixels; libjpeg writes no longer one."""
 
 
 class ImageLimits(BaseModel):

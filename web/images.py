@@ -15,7 +15,7 @@ from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus, CorpusRow
 from engine.embeddings import load_embedding
 from engine.errors import UnreadableImageError
-from engine.images import work_size_hw
+from engine.images import MAX_JPEG_SIDE, work_size_hw
 from engine.store import Store
 from model.transforms import ResizeLongestSide
 from stages.crops import BoxXyxy
@@ -28,8 +28,6 @@ from web.open_round import OpenRound
 from web.superpixels import WORKERS, Kept, packed
 
 JPEG_QUALITY = 92
-MAX_JPEG_SIDE = 65_500
-"""Pixels: libjpeg's limit."""
 MAX_CROPS = 64
 """Whose embeddings are kept: an object's further clicks look at the same one."""
 MAX_CUT_UP = 128
