@@ -2,7 +2,7 @@
 
 As the MaskIoU head of Huang et al., "Mask Scoring R-CNN" (2019), a second opinion on a mask that
 was made; it knows nothing of the prompt. It is a perceptron of two hidden layers that comes with
-the package, as the edge detector does, and is fed by `stages/superpixels.py`. Trained by
+the package, as the edge detector does, and is fed by `stages/snapped_upscale.py`. Trained by
 `python -m benchmarks.mask_scorer`.
 """
 

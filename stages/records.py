@@ -75,8 +75,8 @@ class Interaction(Record):
     stroke: Rle | None = None
     """Every pixel a brush went over, whether it changed or not; None for the model's answers."""
     snapped: bool | None = None
-    """Whether the answer was laid on superpixels (`stages/superpixels.py`); None after a brush, and
-    in logs that do not say."""
+    """Whether the answer was laid on superpixels (`stages/snapped_upscale.py`); None after a brush,
+    and in logs that do not say."""
     zoomed_in: bool | None = None
     """Whether there was a second look at a crop (`stages/zoom_in.py`); None as above."""
 
@@ -92,10 +92,10 @@ class MaskRecord(Record):
     predicted_iou: float
     """Regressed by the IoU head, not clamped: may slightly exceed 1. Of a mask made of superpixels
     its weighted geometric mean with the stability score (`Cuts` in stages/superpixels.py), or the
-    word of `model/mask_scorer.py` alone."""
+    word of `model/mask_scorer.py` or, after one click, `model/click_scorer.py` alone."""
     stability_score: float
     """IoU between the mask cut at +offset and the mask cut at -offset. Of a mask made of
-    superpixels their agreement (`stages/superpixels.py`)."""
+    superpixels their agreement (`stages/snapped_upscale.py`)."""
     crop_box: tuple[float, float, float, float]
     """XYWH of the window the mask was found in, image pixels."""
     point_coords: tuple[tuple[float, float], ...]

@@ -88,7 +88,7 @@ class ZoomInPredictor(Predictor):
         """
         Args:
             embedding: (1, C, h, w) of all of `pixels`, from `embed`.
-            snap: make masks of superpixels (`stages/superpixels.py`), those of each look.
+            snap: make masks of superpixels (`stages/snapped_upscale.py`), those of each look.
         """
         super().__init__(
             sam,
@@ -159,7 +159,7 @@ def predictor_of(
 
     Args:
         zoom_in: look at small objects twice.
-        snap: make masks of superpixels (`stages/superpixels.py`).
+        snap: make masks of superpixels (`stages/snapped_upscale.py`).
     """
     if zoom_in:
         return ZoomInPredictor(sam, pixels, embedding, snap=snap)
