@@ -117,8 +117,8 @@ class EngineConfig(Record):
     """Annotators, people or simulated, have small objects looked at twice
     (`stages/zoom_in.py`): better masks from fewer clicks, for another encoding of each."""
     snap: bool = False
-    """Annotators, people or simulated, are answered in superpixels (`stages/snapped_upscale.py`): far
-    fewer clicks where the model has seen little of the like. Automatic masks have their own."""
+    """Annotators, people or simulated, are answered in superpixels (`stages/snapped_upscale.py`):
+    far fewer clicks where the model has seen little of the like. Automatic masks have their own."""
     assisted_manual: AssistedManualConfig = AssistedManualConfig()
     semi_automatic: SemiAutomaticConfig = SemiAutomaticConfig()
     fully_automatic: FullyAutomaticConfig = FullyAutomaticConfig()

@@ -64,8 +64,8 @@ class FullyAutomaticConfig(Record):
     precision: Precision = "fp32"
     """Of the image encoder; bf16 is faster on processors that have it, and moves edges a little."""
     snap: bool = False
-    """Make masks of superpixels (`stages/snapped_upscale.py`), in each crop of its own. For models that
-    have seen little: better edges and a better order, for about a second a crop on a CPU."""
+    """Make masks of superpixels (`stages/snapped_upscale.py`), in each crop of its own. For models
+    that have seen little: better edges and a better order, for about a second a crop on a CPU."""
     rescore: bool = False
     """Let the scorer of masks (`model/mask_scorer.py`) predict the IoU of those made of
     superpixels, instead of the model's head and the superpixels' agreement: for photographs, from
