@@ -1,11 +1,13 @@
 """The annotation queue: one task an image, claimed with a lease, answered once.
 
 Annotators, simulated or human, are clients of the same calls. A lease is a promise with an end: who
-holds a live one may renew, submit, release or fail the task; once it has expired, anybody may claim
-the task anew and the old lease is refused. Submitting is idempotent: sent twice under one lease,
-the first is kept. Reviewers are clients too: looking again at what was handed in is a task of
-another kind, which begins with a copy of the masks. The run and its annotation server may share a
-queue: in SQLite on one machine, in PostgreSQL anywhere; time comes from the clock of whoever asks.
+holds one may renew, submit, release or fail the task; once it has expired anybody may claim the
+task anew, and from then on the old lease is refused. Until somebody does it holds, so a computer
+that slept for an hour costs nobody their work. Submitting is idempotent: sent twice under one
+lease, the first is kept. Reviewers are clients too: looking again at what was handed in is a task
+of another kind, which begins with a copy of the masks. The run and its annotation server may share
+a queue: in SQLite on one machine, in PostgreSQL anywhere; time comes from the clock of whoever
+asks.
 """
 
 import uuid
@@ -169,7 +171,7 @@ class TaskQueue:
             False when this lease has been submitted before: the first submission stays.
 
         Raises:
-            StaleLeaseError: the lease expired or the task passed to somebody else.
+            StaleLeaseError: the task passed to somebody else, or back to the queue.
         """
         return self.submit_saved(lease, lambda _: submission, review=review)
 
@@ -325,7 +327,7 @@ class TaskQueue:
             yield connection
 
     def _change(self, lease: Lease, action: str, **values: Any) -> Any:
-        """Update the task if the lease is live; one statement, so nobody comes between."""
+        """Update the task if the lease is held; one statement, so nobody comes between."""
         with self._engine.begin() as connection:
             return self._hold(connection, lease, action, **values)
 
@@ -335,7 +337,6 @@ class TaskQueue:
             (TASKS.c.task_id == lease.task_id)
             & (TASKS.c.token == lease.token)
             & (TASKS.c.state == TaskState.LEASED)
-            & (TASKS.c.expires_at > self._clock())
         )
         values = values or {"token": lease.token}
         change = sa.update(TASKS).where(held).values(**values).returning(TASKS)
@@ -343,7 +344,7 @@ class TaskQueue:
         if row is None:
             raise StaleLeaseError(
                 f"cannot {action} image {lease.image_id} of round {lease.round}: the lease of "
-                f"{lease.owner} has expired or the task has passed on; claim a task again"
+                f"{lease.owner} is over, the task has passed on; claim a task again"
             )
         return row
 
