@@ -1,5 +1,6 @@
 """Small real things that stand in for large ones."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from engine.scenes import write_scenes
 from model.checkpoint import Lineage, save_checkpoint
 from model.mask_decoder import MaskPrediction
 from model.prompt_encoder import Prompts
@@ -176,3 +178,15 @@ class OneAfterAnother:
 
     def map(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         return map(function, items)
+
+
+def split_scenes(folder: Path) -> tuple[Path, set[str]]:
+    """A COCO-style folder of eight drawn images, and the names of those of its split `val`."""
+    scenes = folder / "scenes"
+    write_scenes(scenes, 3, 8, (60, 80))
+    instances = scenes / "instances.json"
+    document = json.loads(instances.read_text())
+    for image in document["images"]:
+        image["split"] = "val" if image["id"] % 4 == 0 else "train"
+    instances.write_text(json.dumps(document))
+    return scenes, {image["file_name"] for image in document["images"] if image["split"] == "val"}

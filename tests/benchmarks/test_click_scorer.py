@@ -1,6 +1,5 @@
 """The training of the scorer of clicks."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,7 @@ from benchmarks.click_scorer import (
     train,
 )
 from benchmarks.seed_data import LabelledImage, read_folder
-from engine.scenes import write_scenes
-from fakes import OneAfterAnother, rectangle, tiny_sam
+from fakes import OneAfterAnother, rectangle, split_scenes, tiny_sam
 from model.checkpoint import read_safetensors
 from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks, ClickScorer
 from stages.prompts import centre_click
@@ -93,13 +91,7 @@ def test_clicks_of_few_regions_are_filled_up_with_none() -> None:
 def test_clicks_of_the_training_side_are_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_scenes(tmp_path / "scenes", 3, 8, (60, 80))
-    instances = tmp_path / "scenes" / "instances.json"
-    document = json.loads(instances.read_text())
-    for image in document["images"]:
-        image["split"] = "val" if image["id"] % 4 == 0 else "train"
-    instances.write_text(json.dumps(document))
-    of_val = {image["file_name"] for image in document["images"] if image["split"] == "val"}
+    photographs, of_val = split_scenes(tmp_path)
     made: list[str] = []
 
     def recorded(_sam: object, image: LabelledImage) -> dict[str, np.ndarray]:
@@ -113,11 +105,11 @@ def test_clicks_of_the_training_side_are_made_once(
     monkeypatch.setattr(click_scorer, "MOST_REGIONS", 2)
     monkeypatch.setattr(seed_data, "HELD_OUT_SHARE", 0.5)
     work, out = tmp_path / "work", tmp_path / "scorer.safetensors"
-    arguments = ["--photographs", str(instances.parent), "--work", str(work), "--out", str(out)]
+    arguments = ["--photographs", str(photographs), "--work", str(work), "--out", str(out)]
     arguments += ["--steps", "5"]
     main(arguments)
     trained, watched = (
-        [image.path.name for image in read_folder(instances.parent, held_out=side, split="train")]
+        [image.path.name for image in read_folder(photographs, held_out=side, split="train")]
         for side in (False, True)
     )
     assert trained

@@ -1,6 +1,5 @@
 """The scorer of masks: what it is taught, what it never sees, and that its masks are kept."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,7 @@ import pytest
 from benchmarks import mask_scorer, seed_data
 from benchmarks.mask_scorer import ScoredMasks, figures, main, scored_masks, train
 from benchmarks.seed_data import LabelledImage, read_folder
-from engine.scenes import write_scenes
-from fakes import OneAfterAnother, tiny_sam
+from fakes import OneAfterAnother, split_scenes, tiny_sam
 from model.checkpoint import read_safetensors
 from model.mask_scorer import NUM_FEATURES, MaskScorer
 
@@ -32,13 +30,7 @@ def test_what_tells_good_masks_from_bad_ones_is_learnt() -> None:
 def test_masks_of_the_training_side_are_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_scenes(tmp_path / "scenes", 3, 8, (60, 80))
-    instances = tmp_path / "scenes" / "instances.json"
-    document = json.loads(instances.read_text())
-    for image in document["images"]:
-        image["split"] = "val" if image["id"] % 4 == 0 else "train"
-    instances.write_text(json.dumps(document))
-    of_val = {image["file_name"] for image in document["images"] if image["split"] == "val"}
+    photographs, of_val = split_scenes(tmp_path)
     made: dict[str, ScoredMasks] = {}
     taught: list[ScoredMasks] = []
 
@@ -58,10 +50,10 @@ def test_masks_of_the_training_side_are_made_once(
     monkeypatch.setattr(mask_scorer, "STEPS", 5)
     monkeypatch.setattr(mask_scorer, "MIN_AGREEMENT", -1.0)
     work, out = tmp_path / "work", tmp_path / "scorer.safetensors"
-    arguments = ["--photographs", str(instances.parent), "--work", str(work), "--out", str(out)]
+    arguments = ["--photographs", str(photographs), "--work", str(work), "--out", str(out)]
     main(arguments)
     trained, watched = (
-        [image.path.name for image in read_folder(instances.parent, held_out=side, split="train")]
+        [image.path.name for image in read_folder(photographs, held_out=side, split="train")]
         for side in (False, True)
     )
     assert trained

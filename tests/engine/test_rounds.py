@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,31 +127,27 @@ def test_a_round_of_snapped_masks_goes_on_with_the_superpixels_it_was_begun_with
         run.assert_whole()
 
 
-def test_a_round_of_rescored_masks_goes_on_with_the_scorer_it_was_begun_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("scorer", "stage", "changes"),
+    [
+        ("mask_scorer", AUTOMATIC, {"fully_automatic": {"snap": True, "rescore": True}}),
+        ("click_scorer", UNTRAINED, {"snap": True}),
+    ],
+)
+def test_a_round_goes_on_with_the_scorer_it_was_begun_with(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scorer: str,
+    stage: dict[str, Any],
+    changes: dict[str, Any],
 ) -> None:
-    changes = {"fully_automatic": {"snap": True, "rescore": True}}
-    run = TinyRun(tmp_path, [AUTOMATIC], num_images=2, changes=changes)
+    run = TinyRun(tmp_path, [stage], num_images=2, changes=changes)
     run.run()
     run.assert_whole()
     for name in ("outcome.json", "manifest.json", "shards/shard-000000.parquet"):
         (run.out / run.config.round_folder(0) / name).unlink()  # as if killed on its way
-    monkeypatch.setattr("engine.rounds.mask_scorer_sha256", lambda: "of others")
-    with pytest.raises(ConfigError, match=r"mask_scorer .*, is now of others"):
-        run.run()
-
-
-def test_a_round_of_snapped_clicks_goes_on_with_the_scorer_it_was_begun_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = {"snap": True}
-    run = TinyRun(tmp_path, [{**MANUAL, "retrain": False}], num_images=2, changes=changes)
-    run.run()
-    run.assert_whole()
-    for name in ("outcome.json", "manifest.json", "shards/shard-000000.parquet"):
-        (run.out / run.config.round_folder(0) / name).unlink()  # as if killed on its way
-    monkeypatch.setattr("engine.rounds.click_scorer_sha256", lambda: "of others")
-    with pytest.raises(ConfigError, match=r"click_scorer .*, is now of others"):
+    monkeypatch.setattr(f"engine.rounds.{scorer}_sha256", lambda: "of others")
+    with pytest.raises(ConfigError, match=rf"{scorer} .*, is now of others"):
         run.run()
 
 
