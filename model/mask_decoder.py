@@ -25,6 +25,13 @@ class MaskPrediction:
     """(P, C), from which `predicted_iou` was read."""
 
 
+def wanted_outputs(multimask_output: bool | None) -> slice:
+    """Of all: those after the first, the first alone or, for None, every one."""
+    if multimask_output is None:
+        return slice(None)
+    return slice(1, None) if multimask_output else slice(1)
+
+
 class MaskDecoder(nn.Module):
     def __init__(self, embed_dim: int, depth: int, num_multimask_outputs: int) -> None:
         super().__init__()
@@ -46,7 +53,7 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = MLP(embed_dim, embed_dim, self.num_mask_tokens, num_layers=3)
 
     def forward(
-        self, image: Tensor, image_pe: Tensor, sparse: Tensor, *, multimask_output: bool
+        self, image: Tensor, image_pe: Tensor, sparse: Tensor, *, multimask_output: bool | None
     ) -> MaskPrediction:
         """Masks for P prompts.
 
@@ -55,7 +62,7 @@ class MaskDecoder(nn.Module):
             image_pe: (1, C, h, w), positions of the image's cells.
             sparse: (P, T, C), prompt tokens.
             multimask_output: whole, part and subpart; otherwise the one mask of the token that
-                is meant for prompts without ambiguity.
+                is meant for prompts without ambiguity. None: that one, and then the three.
         """
         tokens, upscaled = self.read(image, image_pe, sparse)
         predicted_iou, weights = self.predict(tokens, multimask_output=multimask_output)
@@ -78,14 +85,15 @@ class MaskDecoder(nn.Module):
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         return torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
 
-    def predict(self, tokens: Tensor, *, multimask_output: bool) -> tuple[Tensor, Tensor]:
+    def predict(self, tokens: Tensor, *, multimask_output: bool | None) -> tuple[Tensor, Tensor]:
         """From tokens (P, T, C) that have read: predicted IoU (P, M), channel weights (P, M, _).
 
         Only the outputs asked for are computed: the single mask is output 0, the rest follow.
         """
-        wanted = range(1, self.num_mask_tokens) if multimask_output else range(1)
+        wanted = wanted_outputs(multimask_output)
+        outputs = range(self.num_mask_tokens)[wanted]
         weights = torch.stack(
-            [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1
+            [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in outputs], dim=1
         )
         predicted_iou: Tensor = self.iou_prediction_head(tokens[:, 0])
-        return predicted_iou[:, wanted.start : wanted.stop], weights
+        return predicted_iou[:, wanted], weights

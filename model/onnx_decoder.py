@@ -50,8 +50,7 @@ class OnnxDecoder(nn.Module):
             encoder.dense_position_embedding(),
             encoder.embed_points(point_coords, point_labels),
         )
-        answers = [decoder.predict(tokens, multimask_output=several) for several in (False, True)]
-        predicted_iou, weights = (torch.cat(parts, dim=1) for parts in zip(*answers, strict=True))
+        predicted_iou, weights = decoder.predict(tokens, multimask_output=None)
         masks = weights @ upscaled.flatten(2)
         return torch.unflatten(masks, 2, (upscaled.shape[2], upscaled.shape[3])), predicted_iou
 

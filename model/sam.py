@@ -120,14 +120,15 @@ class Sam(nn.Module):
         image_embeddings: Tensor,
         prompts: Prompts,
         *,
-        multimask_output: bool,
+        multimask_output: bool | None,
         image_index: Tensor | None = None,
     ) -> MaskPrediction:
         """Masks for P prompts, spread over B images in any way; P may be 0.
 
         Args:
             image_embeddings: (B, C, S / 16, S / 16).
-            multimask_output: three masks per prompt (whole, part, subpart), otherwise one.
+            multimask_output: three masks per prompt (whole, part, subpart), otherwise one. None:
+                all four, the one first.
             image_index: (P,), the image of each prompt; may be left out when B is 1.
         """
         if image_index is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engine.scenes import write_scenes
 from model.checkpoint import Lineage, save_checkpoint
-from model.mask_decoder import MaskPrediction
+from model.mask_decoder import MaskPrediction, wanted_outputs
 from model.prompt_encoder import Prompts
 from model.sam import Sam, SamConfig
 from model.tiny_vit import TinyViTConfig
@@ -72,6 +72,7 @@ class TruthfulPredictor:
         *,
         box_xyxy: tuple[float, float, float, float] | None = None,
         mask_input: Tensor | None = None,
+        before: Mask | None = None,
         multimask_output: bool,
     ) -> Answer:
         truth = self._meant(points, box_xyxy)
@@ -108,8 +109,8 @@ class TruthfulPredictor:
 class ColourSam(nn.Module):
     """Takes what has the colour under the prompt for an object: right on flatly coloured scenes.
 
-    Its embedding is the image at a quarter of the input. Of three outputs the first is sure of
-    itself, the others are not.
+    Its embedding is the image at a quarter of the input. The single output, and of three the first,
+    is sure of itself, the others are not.
     """
 
     def __init__(self, image_size: int = 128, sharpness: float = 10.0) -> None:
@@ -128,7 +129,7 @@ class ColourSam(nn.Module):
         return ColourDecoder(self, image_embedding)
 
     def decode(
-        self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool
+        self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool | None
     ) -> MaskPrediction:
         if prompts.boxes is None:
             assert prompts.point_coords is not None
@@ -139,11 +140,11 @@ class ColourSam(nn.Module):
         cells = (centres / 4).long().clamp(0, side - 1)
         colours = image_embeddings[0, :, cells[:, 1], cells[:, 0]].T
         distance = (image_embeddings - colours[:, :, None, None]).abs().sum(dim=1, keepdim=True)
-        count = 3 if multimask_output else 1
-        confidence = torch.tensor([0.95, 0.5, 0.3][:count]).expand(len(cells), count)
+        said = torch.tensor([0.95, 0.95, 0.5, 0.3])
+        confidence = said[wanted_outputs(multimask_output)].expand(len(cells), -1)
         logits = (self.sharpness * (3 - distance)).clamp(-30, 30)
         return MaskPrediction(
-            low_res_masks=logits.expand(-1, count, -1, -1),
+            low_res_masks=logits.expand(-1, confidence.shape[1], -1, -1),
             predicted_iou=confidence,
             iou_token=torch.zeros(len(cells), 1),
         )

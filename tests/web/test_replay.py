@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from torch import Tensor
 
 from engine.context import load_run_checkpoint
-from model.mask_decoder import MaskPrediction
+from model.mask_decoder import MaskPrediction, wanted_outputs
 from model.onnx_decoder import INPUTS
 from model.prompt_encoder import Prompts
 from model.sam import Sam, SamConfig
@@ -34,7 +34,9 @@ class PageModel:
     config: SamConfig
     answer: Decode
 
-    def decode(self, _: Tensor, prompts: Prompts, *, multimask_output: bool) -> MaskPrediction:
+    def decode(
+        self, _: Tensor, prompts: Prompts, *, multimask_output: bool | None
+    ) -> MaskPrediction:
         assert prompts.point_coords is not None
         assert prompts.point_labels is not None
         box = prompts.boxes
@@ -43,7 +45,7 @@ class PageModel:
         labels = torch.cat([prompts.point_labels[0], torch.tensor([-1] if box is None else [2, 3])])
         shown = None if prompts.mask_input is None else prompts.mask_input[0, 0].numpy()
         masks, iou = self.answer(coords, labels.numpy(), shown)
-        chosen = slice(1, 4) if multimask_output else slice(0, 1)
+        chosen = wanted_outputs(multimask_output)
         return MaskPrediction(
             low_res_masks=torch.tensor(masks[None, chosen]),
             predicted_iou=torch.tensor(iou[None, chosen]),
