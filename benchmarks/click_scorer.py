@@ -3,9 +3,10 @@
     python -m benchmarks.click_scorer --photographs bsds coco --work runs/clicks \
         --out model/click_scorer.safetensors
 
-The folders are COCO-style, `images/` beside `instances.json`. Every region that two people drew (or
-that nobody counted) is clicked three times: in its middle, somewhere in its inner half, and
-anywhere. Taught are the IoUs of what may be answered with that region. What is held out
+The folders are COCO-style, `images/` beside `instances.json`. Regions that two people drew (or that
+nobody counted) are clicked three times: in their middle, somewhere in their inner half, and
+anywhere; and further clicks correct one of the answers, or that to a box. Taught are the IoUs of
+what may be answered with that region. What is held out
 (`benchmarks/seed_data.py`) is never trained on; the figures that are printed are of the held-out
 images of the split `train`. The clicks of each photograph are kept in the work folder and not made
 again when the same command is given again.
@@ -14,7 +15,7 @@ again when the same command is given again.
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,12 +33,13 @@ from torch import Tensor
 from benchmarks.kept import arrays_kept, sam_of
 from benchmarks.seed_data import LabelledImage, Mask, read_folder
 from model.checkpoint import storable_weights
-from model.click_scorer import Clicks, ClickScorer
+from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks, ClickScorer
 from model.edge_detector import edge_detector_sha256
 from model.sam import Sam
-from model.transforms import ResizeLongestSide
-from stages.predictor import MASK_THRESHOLD, Predictor, embed_batch
-from stages.prompts import Point, centre_click
+from stages.filters import mask_box
+from stages.given import given_logits
+from stages.predictor import MASK_THRESHOLD, Pixels, Predictor, embed_batch
+from stages.prompts import Point, centre_click, error_region
 from stages.rle import decode_rle
 from stages.snapped_upscale import SnappedUpscale
 from stages.superpixels import CORRECTABLE, Superpixels
@@ -46,10 +48,19 @@ from stages.unions import MOST_AROUND
 log = logging.getLogger("click_scorer")
 
 MIN_VOTES, MIN_AREA = 2, 100
-MOST_REGIONS = 40
+MOST_REGIONS = 24
 """Of a photograph, chosen at random."""
 PLACES = (2.0, 1.0, 1.0)
-"""How often a click is taught, by the place in its region, see `places_in`: people aim."""
+"""How often a first click is taught, by the place in its region, see `places_in`: people aim."""
+FURTHER_CLICKS = 4
+BESIDE_SHARE = 0.3
+"""Of further clicks, somewhere in the inner half of what is wrong and not in its middle."""
+BOX_SHARE = 0.15
+"""Of regions, begun with a box and not with a click."""
+BOX_NOISE = 0.05
+"""Deviation of its sides, as a share of its width or height."""
+BEST_SHARE = 0.35
+"""How often the best answer is the one that the next click corrects, if not the next best, ..."""
 STEPS, BATCH, LEARNING_RATE, WARMUP, WEIGHT_DECAY = 16_000, 128, 2e-3, 100, 0.05
 REGIONS_WEIGHT = 2.0
 """Of the error of regions beside that of the model's outputs."""
@@ -65,12 +76,15 @@ class TaughtClicks:
     """(B, K) IoU of the model's outputs with what is meant."""
     of_regions: Tensor
     """(B, R)"""
+    share: Tensor
+    """(B,) how often each is taught."""
 
     def __getitem__(self, chosen: Tensor) -> "TaughtClicks":
         return TaughtClicks(
             Clicks(*(one[chosen] for one in self.clicks)),
             self.of_outputs[chosen],
             self.of_regions[chosen],
+            self.share[chosen],
         )
 
 
@@ -106,7 +120,10 @@ def main(arguments: list[str] | None = None) -> None:
     scorer = train(clicks, options.steps)
     log.info("%d clicks", len(clicks.of_outputs))
     if of_watched:
-        log.info(json.dumps(figures(scorer, together(of_watched))))
+        watched_clicks = together(of_watched)
+        is_first = watched_clicks.clicks.facts[:, 0, -1] == 1
+        for which, chosen in (("first", is_first), ("further", ~is_first)):
+            log.info(json.dumps({which: figures(scorer, watched_clicks[chosen])}))
     part = options.out.with_suffix(".part")
     save_file(storable_weights(scorer, torch.float32), part)
     part.replace(options.out)
@@ -115,7 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
 def taught_clicks_kept(
     image: LabelledImage, *, checkpoint: str, work: Path
 ) -> dict[str, NDArray[np.float32]]:
-    made_by = checkpoint, edge_detector_sha256(), CORRECTABLE, MOST_REGIONS, MOST_AROUND
+    settings = MOST_REGIONS, PLACES, FURTHER_CLICKS, BESIDE_SHARE, BOX_SHARE, BOX_NOISE, BEST_SHARE
+    told = CORRECTABLE, MOST_AROUND, NUM_LOOKS, NUM_FACTS
+    made_by = checkpoint, edge_detector_sha256(), settings, told
     return arrays_kept(work, image, made_by, lambda: taught_clicks(sam_of(checkpoint), image))
 
 
@@ -123,26 +142,87 @@ def taught_clicks_kept(
 def taught_clicks(sam: Sam, image: LabelledImage) -> dict[str, NDArray[np.float32]]:
     """By the names of `Clicks` and `TaughtClicks`."""
     with Image.open(image.path) as file:
-        pixels = np.asarray(file.convert("RGB"))
-    superpixels = Superpixels(pixels)
-    size_hw = pixels.shape[0], pixels.shape[1]
-    embedding = embed_batch(sam, [pixels], "fp32")
-    upscale = SnappedUpscale(ResizeLongestSide(size_hw, sam.config.image_size), superpixels)
-    predictor = Predictor(sam, size_hw, embedding)
-    rng = np.random.default_rng(0)
+        teacher = Teacher(sam, np.asarray(file.convert("RGB")))
     regions = [region for region in map(decode_rle, image.rles) if region.sum() >= MIN_AREA]
-    regions = [regions[i] for i in rng.permutation(len(regions))[:MOST_REGIONS]]
-    rows: list[dict[str, NDArray[np.float32]]] = []
-    for region in regions:
-        for place in places_in(region, rng):
-            answer = predictor.predict((place,), (1,), multimask_output=True)
-            of_head = np.array(answer.predicted_iou, dtype=np.float32)
-            click = upscale.click(
-                answer.low_res_masks, of_head, threshold=MASK_THRESHOLD, click_xy=place
-            )
-            ious = ious_with(region, superpixels, click.masks())
-            rows.append(filled_up(click.known(), ious))
+    regions = [regions[i] for i in teacher.rng.permutation(len(regions))[:MOST_REGIONS]]
+    rows = [row for region in regions for row in teacher.rows(region)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """What somebody has done so far to get a region."""
+
+    points: tuple[Point, ...] = ()
+    labels: tuple[int, ...] = ()
+    box_xyxy: tuple[float, float, float, float] | None = None
+    mask: Mask | None = None
+    """(H, W) what it gave."""
+    logits: Tensor | None = None
+    """(s, s) the same, as the model is shown it."""
+
+
+class Teacher:
+    """Clicks regions of an image as people might, and says what all answers would be worth."""
+
+    def __init__(self, sam: Sam, pixels: Pixels) -> None:
+        self.rng = np.random.default_rng(0)
+        self._superpixels = Superpixels(pixels)
+        size_hw = pixels.shape[0], pixels.shape[1]
+        self._predictor = Predictor(
+            sam, size_hw, embed_batch(sam, [pixels]), superpixels=self._superpixels
+        )
+        self._upscale = SnappedUpscale(self._predictor.transform, self._superpixels)
+
+    def rows(self, region: Mask) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Of the first click at each of three places, and of clicks that correct what one of them
+        gave, or a box."""
+        firsts = []
+        for place, share in zip(places_in(region, self.rng), PLACES, strict=True):
+            row, after = self._taught(region, Prompted(), place, 1, share)
+            firsts.append(after)
+            yield row
+        so_far = self._boxed(region) if self.rng.random() < BOX_SHARE else firsts[0]
+        for _ in range(FURTHER_CLICKS):
+            error = None if so_far.mask is None else error_region(so_far.mask, region)
+            if error is None:
+                return
+            wrong, label = error
+            place = places_in(wrong, self.rng)[int(self.rng.random() < BESIDE_SHARE)]
+            row, so_far = self._taught(region, so_far, place, label, 1.0)
+            yield row
+
+    def _taught(
+        self, region: Mask, before: Prompted, place: Point, label: int, share: float
+    ) -> tuple[dict[str, NDArray[np.float32]], Prompted]:
+        """What is taught of a click, and what it may have led to."""
+        predictor, upscale = self._predictor, self._upscale
+        points, labels = (*before.points, place), (*before.labels, label)
+        prompts = predictor.prompts(points, labels, before.box_xyxy, before.logits)
+        low_res, of_head = predictor.decode(prompts, multimask_output=None)
+        clicked = upscale.clicked(points, labels, before.mask)
+        candidates = upscale.candidates(low_res, of_head, clicked, threshold=MASK_THRESHOLD)
+        ious = ious_with(region, self._superpixels, candidates.masks)
+        taken = self._taken(ious)
+        mask = upscale.in_image(candidates.masks[:, taken])
+        is_output = taken < len(low_res)
+        logits = low_res[taken] if is_output else given_logits(mask, predictor.transform)
+        after = Prompted(points, labels, before.box_xyxy, mask, logits)
+        return filled_up(candidates.known(), ious, share), after
+
+    def _taken(self, ious: NDArray[np.float64]) -> int:
+        """Mostly one of the best: whoever clicks sees what is wrong, and scorers err."""
+        rank = min(int(self.rng.geometric(BEST_SHARE)), len(ious)) - 1
+        return int(np.argsort(-ious, kind="stable")[rank])
+
+    def _boxed(self, region: Mask) -> Prompted:
+        """After a box, as people draw them."""
+        x0, y0, x1, y1 = mask_box(region)
+        sides = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+        drawn = np.array([x0, y0, x1, y1]) + self.rng.normal(0, BOX_NOISE, 4) * sides
+        box = (float(drawn[0]), float(drawn[1]), float(drawn[2]), float(drawn[3]))
+        answer = self._predictor.predict(box_xyxy=box, multimask_output=False)
+        return Prompted((), (), box, answer.masks[0], answer.low_res_masks[0])
 
 
 def places_in(region: Mask, rng: np.random.Generator) -> list[Point]:
@@ -158,9 +238,7 @@ def places_in(region: Mask, rng: np.random.Generator) -> list[Point]:
 
 def ious_with(region: Mask, superpixels: Superpixels, masks: Mask) -> NDArray[np.float64]:
     """(N,) of masks (A, N), in the superpixels' frame."""
-    height, width = superpixels.atoms.shape
-    seen = np.asarray(Image.fromarray(region).resize((width, height), Image.Resampling.NEAREST))
-    pixels = np.bincount(superpixels.atoms[seen], minlength=len(superpixels.areas))
+    pixels = superpixels.pixels_of(region)
     shared = pixels @ masks
     ious: NDArray[np.float64] = shared / np.maximum(
         superpixels.areas @ masks + pixels.sum() - shared, 1
@@ -168,7 +246,9 @@ def ious_with(region: Mask, superpixels: Superpixels, masks: Mask) -> NDArray[np
     return ious
 
 
-def filled_up(known: Clicks, ious: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
+def filled_up(
+    known: Clicks, ious: NDArray[np.float64], share: float
+) -> dict[str, NDArray[np.float32]]:
     """One click's numbers, with as many regions as any."""
     looks, areas, facts, with_outputs = (one[0].numpy() for one in known)
     missing = MOST_AROUND - len(areas)
@@ -180,6 +260,7 @@ def filled_up(known: Clicks, ious: NDArray[np.float64]) -> dict[str, NDArray[np.
         "ious": np.pad(with_outputs, ((0, missing), (0, 0))),
         "of_outputs": ious[:num_outputs].astype(np.float32),
         "of_regions": np.pad(ious[num_outputs:], (0, missing)).astype(np.float32),
+        "share": np.float32(share),
     }
 
 
@@ -190,7 +271,7 @@ def together(images: Sequence[dict[str, NDArray[np.float32]]]) -> TaughtClicks:
         name: torch.from_numpy(np.concatenate([image[name] for image in told])) for name in told[0]
     }
     clicks = Clicks(*(numbers[name] for name in Clicks._fields))
-    return TaughtClicks(clicks, numbers["of_outputs"], numbers["of_regions"])
+    return TaughtClicks(clicks, numbers["of_outputs"], numbers["of_regions"], numbers["share"])
 
 
 def train(taught: TaughtClicks, steps: int) -> ClickScorer:
@@ -199,13 +280,12 @@ def train(taught: TaughtClicks, steps: int) -> ClickScorer:
     torch.set_num_threads(1)  # several would wait for each other: the steps are tiny
     scorer = ClickScorer()
     scorer.set_statistics(taught.clicks)
-    shares = torch.tensor(PLACES).repeat(len(taught.of_outputs) // len(PLACES))
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     for step in range(steps):
         rate = min(1, (step + 1) / WARMUP) * 0.5 * (1 + np.cos(np.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate
-        some = taught[torch.multinomial(shares, BATCH, replacement=True)]
+        some = taught[torch.multinomial(taught.share, BATCH, replacement=True)]
         of_outputs, of_regions = errors(scorer, some)
         loss = of_outputs.mean() + REGIONS_WEIGHT * of_regions.mean()
         optimizer.zero_grad()

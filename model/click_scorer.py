@@ -1,11 +1,11 @@
 """What a click means: the worth of masks by the regions that hold it.
 
-One click is ambiguous. The regions around it that edges put together, one within the other, are
-what somebody may have meant, and where the click lies in each says much of how likely: people click
-in the middle of things. So a small network weighs them against each other, and a mask is worth,
-above all, its expected IoU with the one that is meant. It comes with the package, as the edge
-detector does, and is fed by `stages/click_answers.py`. Trained by `python -m
-benchmarks.click_scorer`.
+A click is ambiguous. The regions around it that edges put together, one within the other, are what
+somebody may have meant to add or to take away, and where the click lies in each says much of how
+likely: people click in the middle of things. So a small network weighs the masks that they make of
+the mask so far against each other, and a mask is worth, above all, its expected IoU with the one
+that is meant. It comes with the package, as the edge detector does, and is fed by
+`stages/click_answers.py`. Trained by `python -m benchmarks.click_scorer`.
 """
 
 from functools import cache
@@ -19,10 +19,10 @@ from model.shipped import sha256, shipped
 
 WEIGHTS = Path(__file__).with_name("click_scorer.safetensors")
 
-NUM_LOOKS = 8
-"""Numbers of a region (`stages/unions.py`)."""
-NUM_FACTS = 6
-"""Numbers of an output (`stages/click_answers.py`), first of all what the model says of it."""
+NUM_LOOKS = 18
+"""Numbers of a region and of the mask it makes (`stages/click_answers.py`)."""
+NUM_FACTS = 14
+"""Numbers of an output, first of all what the model says of it."""
 WIDTH = 32
 DROPOUT = 0.1
 FARTHEST = 4.0
@@ -32,16 +32,17 @@ FARTHEST = 4.0
 
 
 class Clicks(NamedTuple):
-    """What is known of some clicks. Those with fewer regions than others have more of no area."""
+    """What is known of some clicks, and of the masks that the regions around each make of the one
+    before it. Clicks with fewer regions than others have more, whose masks are empty."""
 
     looks: Tensor
     """(B, R, C)"""
     areas: Tensor
-    """(B, R) of the regions, 0 where there is none."""
+    """(B, R) of the masks."""
     facts: Tensor
     """(B, K, F)"""
     ious: Tensor
-    """(B, R, K) of regions with outputs."""
+    """(B, R, K) of the masks with outputs."""
 
 
 class ClickScorer(nn.Module):
@@ -55,7 +56,8 @@ class ClickScorer(nn.Module):
         self.of_output = _perceptron(NUM_FACTS + expectations)
 
     def forward(self, clicks: Clicks) -> tuple[Tensor, Tensor]:
-        """Logits of the IoU with what is meant: (B, K) of the outputs, (B, R) of the regions."""
+        """Logits of the IoU with what is meant: (B, K) of the outputs, (B, R) of the masks that the
+        regions make."""
         exists = clicks.areas > 0
         said = clicks.facts[..., 0]
         relations = (
@@ -98,7 +100,7 @@ def _standard(numbers: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 def _nested_ious(areas: Tensor) -> Tensor:
-    """(B, R, R) of regions (B, R) that lie one within the other."""
+    """(B, R, R) of masks (B, R) that lie one within the other."""
     one, other = areas[:, :, None], areas[:, None]
     return torch.minimum(one, other) / torch.maximum(one, other).clamp(min=1e-9)
 

@@ -110,13 +110,14 @@ class MaskSession:
     def _ask(
         self, kind: str, coords: Sequence[float], label: int, seconds: float, choose: Choose
     ) -> Answer:
-        """One point is ambiguous and gets three outputs; all later prompts get the single one."""
+        """One point is ambiguous and gets three masks; all later prompts get one."""
         previous = self._answer
         answer = self.predictor.predict(
             tuple(self._points),
             tuple(self._labels),
             box_xyxy=self._box,
             mask_input=None if previous is None else previous.low_res_masks[self._chosen],
+            before=None if previous is None or kind != "point" else self.mask,
             multimask_output=previous is None and self._box is None,
         )
         self._chosen = choose(answer) if len(answer.masks) > 1 else 0

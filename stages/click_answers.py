@@ -1,12 +1,13 @@
-"""Three answers to one click: the likeliest of the model's masks and of the regions that hold it.
+"""What somebody means who clicks: the likeliest of the model's masks and of the regions clicked.
 
-The model's three outputs say roughly where things are, the unions of superpixels around the click
-where things end; what each is worth, as the thing that is meant, says `model/click_scorer.py`.
-Those offered are unlike each other, the largest first: whole, part, subpart. Measured in
-docs/log.md.
+The model's outputs say roughly where things are, the unions of superpixels around the click where
+things end. The first click means one of these; a further one adds such a union to the mask so far
+or takes it away, unless an output of the model is nearer to what is meant. What each mask is worth
+says `model/click_scorer.py`. One click is ambiguous and offers three that are unlike each other,
+the largest first: whole, part, subpart. Measured in docs/log.md.
 """
 
-# Axes: N masks, A atoms, K outputs of the model, U unions around the click, s the side of logits.
+# Axes: N masks, A atoms, K outputs of the model, U unions around the click, C clicks.
 
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ ALIKE = 0.5
 """IoU from which on, of two masks, only the one of more worth is offered."""
 LEAST_SHARE = 1e-4
 """Of the image; what is smaller counts as so large where logarithms are taken."""
+MOST_CLICKS, MOST_UNHEEDED = 5, 3
+"""More count as so many."""
 
 
 class Meant(NamedTuple):
@@ -34,76 +37,127 @@ class Meant(NamedTuple):
     predicted_iou: NDArray[np.float32]
     """(N,)"""
     outputs: tuple[int | None, ...]
-    """Which of the model's each is; None: it is a union."""
+    """Which of the model's each is; None: it is made with a union."""
 
 
-class Click:
-    """One click, and all that may be meant by it."""
+class Clicked(NamedTuple):
+    """The clicks for one mask, in the work frame, and the mask that the last of them corrects."""
+
+    places_xy: tuple[tuple[int, int], ...]
+    labels: tuple[int, ...]
+    """1 adds, 0 takes away."""
+    before: Mask
+    """(A,) empty where nothing was asked yet."""
+
+
+class Candidates:
+    """All that may be meant by the last of some clicks."""
 
     def __init__(
         self,
         superpixels: Superpixels,
         outputs: Agreements,
         of_head: NDArray[np.float32],
-        place_xy: tuple[int, int],
+        clicked: Clicked,
     ) -> None:
         """
         Args:
             outputs: of the model, laid on the superpixels.
             of_head: (K,) what it says of them.
-            place_xy: in the work frame.
         """
         self.outputs = outputs
         self._superpixels = superpixels
         self._of_head = of_head
-        self._atom = superpixels.atoms[place_xy[1], place_xy[0]]
-        self._around = superpixels.unions.around(place_xy)
-
-    def masks(self) -> Mask:
+        self.clicked = clicked
+        self._around = superpixels.unions.around(clicked.places_xy[-1])
+        self._atoms = superpixels.atoms[tuple(np.transpose(clicked.places_xy)[::-1])]
+        unions = superpixels.unions.masks(self._around.which)
+        before, adds = clicked.before[:, None], clicked.labels[-1] == 1
+        self._changes = unions & ~before if adds else unions & before
+        self.masks = np.concatenate((outputs.masks, before ^ self._changes), axis=1)
         """(A, K + U)"""
-        unions = self._superpixels.unions.masks(self._around.which)
-        return np.concatenate((self.outputs.masks, unions), axis=1)
 
     def known(self) -> Clicks:
         """What a scorer is told, as a batch of one."""
-        outputs, around, areas = self.outputs, self._around, self._superpixels.areas
-        facts = (
-            self._of_head,
-            outputs.of_unions,
-            outputs.of_segmentations.mean(axis=0),
-            outputs.of_segmentations.min(axis=0),
-            np.log(areas @ outputs.masks / areas.sum() + LEAST_SHARE),
-            outputs.masks[self._atom],
-        )
-        ious = self._superpixels.unions.ious(outputs.masks)[around.which]
-        numbers = around.looks, around.areas, np.stack(facts, axis=1), ious
+        num_outputs, areas = len(self._of_head), self._superpixels.areas
+        made, regions = self.masks[:, :num_outputs], self.masks[:, num_outputs:]
+        looks, facts = self._looks(made, regions), self._facts(made)
+        numbers = looks, areas @ regions, facts, _ious(regions, made, areas)
         return Clicks(*(torch.from_numpy(one.astype(np.float32))[None] for one in numbers))
 
-    def meant(self) -> Meant:
+    def _looks(self, made: Mask, regions: Mask) -> Values:
+        """(U, NUM_LOOKS) of the unions, of what they change, and of the masks they make."""
+        areas, changes, around = self._superpixels.areas, self._changes, self._around
+        changed = areas @ changes
+        in_outputs = (areas[:, None] * changes).T @ made / np.maximum(changed, 1)[:, None]
+        return np.column_stack(
+            (
+                around.looks,
+                np.log(changed / areas.sum() + LEAST_SHARE),
+                changed / around.areas,
+                in_outputs,
+                *self._after(regions),
+            )
+        )
+
+    def _facts(self, made: Mask) -> Values:
+        """(K, NUM_FACTS)"""
+        areas, outputs = self._superpixels.areas, self.outputs
+        return np.column_stack(
+            (
+                self._of_head,
+                outputs.of_unions,
+                outputs.of_segmentations.mean(axis=0),
+                outputs.of_segmentations.min(axis=0),
+                np.log(areas @ made / areas.sum() + LEAST_SHARE),
+                made[self._atoms[-1]],
+                np.eye(len(self._of_head)),
+                *self._after(made),
+            )
+        )
+
+    def _after(self, masks: Mask) -> tuple[Values, ...]:
+        """Four times (N,): clicks that masks (A, N) do not heed, their IoU with the mask before,
+        what was clicked last and the number of clicks."""
+        labels, before = np.array(self.clicked.labels), self.clicked.before[:, None]
+        unheeded = (masks[self._atoms] != labels[:, None]).sum(axis=0)
+        return (
+            np.minimum(unheeded, MOST_UNHEEDED).astype(np.float64),
+            _ious(before, masks, self._superpixels.areas)[0],
+            np.full(masks.shape[1], float(labels[-1])),
+            np.full(masks.shape[1], float(min(len(labels), MOST_CLICKS))),
+        )
+
+    def likeliest(self, number: int) -> Meant:
+        """So many, and none that does not heed the last click while there are others."""
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             worth = torch.cat(shipped_click_scorer()(self.known()), dim=1)[0].sigmoid().numpy()
-        masks, areas = self.masks(), self._superpixels.areas
-        sizes = areas @ masks
+        areas = self._superpixels.areas
+        sizes = areas @ self.masks
         worth[sizes == 0] = 0
-        chosen = sorted(_likeliest(worth, masks, areas), key=lambda one: -sizes[one])
+        heeds = self.masks[self._atoms[-1]] == self.clicked.labels[-1]
+        unlike = _unlike(np.where(heeds, worth, worth - 1), self.masks, areas, number)
+        chosen = sorted(unlike, key=lambda one: -sizes[one])
         outputs = tuple(one if one < len(self._of_head) else None for one in chosen)
-        return Meant(masks[:, chosen], worth[chosen], outputs)
+        return Meant(self.masks[:, chosen], worth[chosen], outputs)
 
 
-def _likeliest(worth: NDArray[np.float32], masks: Mask, areas: Values) -> list[int]:
-    """Of most worth first; of those that are like a better one, as many as are missing."""
-    order = np.argsort(-worth, kind="stable").tolist()
+def _unlike(rank: NDArray[np.float32], masks: Mask, areas: Values, number: int) -> list[int]:
+    """Of highest rank first; of those that are like a better one, as many as are missing."""
+    order = np.argsort(-rank, kind="stable").tolist()
     offered: list[int] = []
     for one in order:
-        if len(offered) < NUM_OFFERED and all(
-            _iou(masks[:, one], masks[:, other], areas) <= ALIKE for other in offered
-        ):
+        if len(offered) == number:
+            break
+        if (_ious(masks[:, [one]], masks[:, offered], areas) <= ALIKE).all():
             offered.append(one)
     others = [one for one in order if one not in offered]
-    return offered + others[: NUM_OFFERED - len(offered)]
+    return offered + others[: number - len(offered)]
 
 
-def _iou(one: Mask, other: Mask, areas: Values) -> float:
-    """1 for two empty masks."""
-    either = float(areas @ (one | other))
-    return float(areas @ (one & other)) / either if either else 1.0
+def _ious(some: Mask, others: Mask, areas: Values) -> Values:
+    """(N, M) of masks (A, N) with masks (A, M); 0 of two empty ones."""
+    shared = (areas[:, None] * some).T @ others
+    either = (areas @ some)[:, None] + areas @ others - shared
+    ious: Values = shared / np.maximum(either, 1)
+    return ious

@@ -12,12 +12,13 @@ from torch import Tensor
 from model.prompt_encoder import Prompts
 from model.sam import Sam
 from model.transforms import ResizeLongestSide
+from stages.click_answers import NUM_OFFERED, Clicked
 from stages.given import given_logits
 from stages.prompts import Point
 from stages.rle import Mask
 from stages.snapped_upscale import SnappedUpscale
 from stages.superpixels import Superpixels
-from stages.windows import Window, WindowedUpscale
+from stages.windows import WindowedUpscale, filled
 
 MASK_THRESHOLD = 0.0
 """Logits above this are mask."""
@@ -52,7 +53,7 @@ class Answer:
     low_res_masks: Tensor
     """(M, S/4, S/4) logits."""
     are_regions: tuple[bool, ...]
-    """Those that the model has not made: regions around the click (`stages/click_answers.py`)."""
+    """Those that the model has not made, but regions around clicks (`stages/click_answers.py`)."""
     snapped: bool = False
     """The masks are made of superpixels."""
     zoomed_in: bool = False
@@ -101,6 +102,7 @@ class Predictor:
         *,
         box_xyxy: tuple[float, float, float, float] | None = None,
         mask_input: Tensor | None = None,
+        before: Mask | None = None,
         multimask_output: bool,
     ) -> Answer:
         """Masks for one object.
@@ -109,57 +111,49 @@ class Predictor:
             points: (x, y), image pixels.
             labels: 1 foreground, 0 background, one for each point.
             mask_input: (S/4, S/4) logits of an earlier answer.
-            multimask_output: three outputs for an ambiguous prompt, or the single-mask output.
+            before: (H, W) the mask that the last point corrects. The model does not see it; with
+                superpixels it says what there is to be added to, or taken from.
+            multimask_output: three masks for an ambiguous prompt, or a single one.
         """
-        transform, device = self.transform, self.embedding.device
-        coords = torch.tensor([points], dtype=torch.float32, device=device)
-        box = (
-            None
-            if box_xyxy is None
-            else torch.tensor([box_xyxy], dtype=torch.float32, device=device)
-        )
-        prompts = Prompts(
-            point_coords=transform.apply_coords(coords) if points else None,
-            point_labels=torch.tensor([labels], device=device) if points else None,
-            boxes=None if box is None else transform.apply_boxes(box),
-            mask_input=None if mask_input is None else mask_input[None, None].to(device),
-        )
-        with torch.inference_mode():
-            output = self.sam.decode(self.embedding, prompts, multimask_output=multimask_output)
-        low_res = output.low_res_masks[0].float().cpu()
-        of_head = output.predicted_iou[0].float().cpu().numpy()
+        prompts = self.prompts(points, labels, box_xyxy, mask_input)
+        upscale = self.upscale
         is_one_click = multimask_output and labels == (1,) and box_xyxy is None
-        if isinstance(self.upscale, SnappedUpscale) and is_one_click:
-            return self._offered(self.upscale, low_res, of_head, points[0])
-        stability, predicted_iou = self.upscale.scores(
+        if isinstance(upscale, SnappedUpscale) and (is_one_click or before is not None):
+            clicked = upscale.clicked(points, labels, before)
+            number = NUM_OFFERED if multimask_output else 1
+            return self._meant(upscale, prompts, clicked, before, number)
+        low_res, of_head = self.decode(prompts, multimask_output)
+        stability, predicted_iou = upscale.scores(
             low_res, of_head, threshold=MASK_THRESHOLD, offset=self._stability_offset
         )
-        windows = (self.upscale.mask(logits, threshold=MASK_THRESHOLD) for logits in low_res)
+        windows = (upscale.mask(logits, threshold=MASK_THRESHOLD) for logits in low_res)
         return Answer(
-            masks=tuple(self._filled(window) for window in windows),
+            masks=tuple(filled(window, self.size_hw) for window in windows),
             predicted_iou=tuple(predicted_iou.tolist()),
             stability_score=tuple(np.nan_to_num(stability).tolist()),
             low_res_masks=low_res,
             are_regions=(False,) * len(low_res),
-            snapped=isinstance(self.upscale, SnappedUpscale),
+            snapped=isinstance(upscale, SnappedUpscale),
         )
 
-    def _offered(
+    def _meant(
         self,
         upscale: SnappedUpscale,
-        low_res: Tensor,
-        of_head: NDArray[np.float32],
-        click_xy: Point,
+        prompts: Prompts,
+        clicked: Clicked,
+        before: Mask | None,
+        number: int,
     ) -> Answer:
-        """Where there are superpixels, one click is answered with regions around it as well."""
-        found = upscale.offered(low_res, of_head, threshold=MASK_THRESHOLD, click_xy=click_xy)
-        masks = tuple(self._filled(window) for window in found.windows)
+        """Where there are superpixels, clicks are answered with regions around them as well."""
+        low_res, of_head = self.decode(prompts, multimask_output=None)
+        candidates = upscale.candidates(low_res, of_head, clicked, threshold=MASK_THRESHOLD)
+        found = upscale.offered(candidates, before, number)
         logits = [
             given_logits(mask, self.transform) if output is None else low_res[output]
-            for mask, output in zip(masks, found.outputs, strict=True)
+            for mask, output in zip(found.masks, found.outputs, strict=True)
         ]
         return Answer(
-            masks=masks,
+            masks=found.masks,
             predicted_iou=tuple(found.scores.predicted_iou.tolist()),
             stability_score=tuple(np.nan_to_num(found.scores.stability).tolist()),
             low_res_masks=torch.stack(logits),
@@ -167,12 +161,35 @@ class Predictor:
             snapped=True,
         )
 
-    def _filled(self, window: Window | None) -> Mask:
-        mask = np.zeros(self.size_hw, dtype=bool)
-        if window is not None:
-            (x, y), (h, w) = window.offset_xy, window.mask.shape
-            mask[y : y + h, x : x + w] = window.mask
-        return mask
+    def prompts(
+        self,
+        points: tuple[Point, ...],
+        labels: tuple[int, ...],
+        box_xyxy: tuple[float, float, float, float] | None,
+        mask_input: Tensor | None,
+    ) -> Prompts:
+        """As the model takes them."""
+        transform, device = self.transform, self.embedding.device
+        coords = torch.tensor([points], dtype=torch.float32, device=device)
+        box = (
+            None
+            if box_xyxy is None
+            else torch.tensor([box_xyxy], dtype=torch.float32, device=device)
+        )
+        return Prompts(
+            point_coords=transform.apply_coords(coords) if points else None,
+            point_labels=torch.tensor([labels], device=device) if points else None,
+            boxes=None if box is None else transform.apply_boxes(box),
+            mask_input=None if mask_input is None else mask_input[None, None].to(device),
+        )
+
+    def decode(
+        self, prompts: Prompts, multimask_output: bool | None
+    ) -> tuple[Tensor, NDArray[np.float32]]:
+        """(M, s, s) logits and (M,) what the model says of them."""
+        with torch.inference_mode():
+            output = self.sam.decode(self.embedding, prompts, multimask_output=multimask_output)
+        return output.low_res_masks[0].float().cpu(), output.predicted_iou[0].float().cpu().numpy()
 
 
 def embed(sam: Sam, pixels: Pixels) -> Tensor:

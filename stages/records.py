@@ -65,7 +65,7 @@ class Interaction(Record):
     label: Literal[0, 1]
     """1 adds to the mask, 0 removes from it."""
     output: int | None
-    """Which of the model's outputs was chosen: 0, 1, 2; None after a brush."""
+    """Which of the masks offered was chosen: 0, 1, 2; None after a brush."""
     seconds: Seconds
     """Active time this action took."""
     predicted_iou: FiniteFloat | None
@@ -92,7 +92,7 @@ class MaskRecord(Record):
     predicted_iou: float
     """Regressed by the IoU head, not clamped: may slightly exceed 1. Of a mask made of superpixels
     its weighted geometric mean with the stability score (`Cuts` in stages/superpixels.py), or the
-    word of `model/mask_scorer.py` or, after one click, `model/click_scorer.py` alone."""
+    word of `model/mask_scorer.py` or, after a click, `model/click_scorer.py` alone."""
     stability_score: float
     """IoU between the mask cut at +offset and the mask cut at -offset. Of a mask made of
     superpixels their agreement (`stages/snapped_upscale.py`)."""

@@ -5,12 +5,13 @@ colours know the reverse. Each superpixel takes the mean of the model's probabil
 what lies in the object by the mean over all segmentations is the mask. Where fine and coarse
 regions agree with it, and where edges alone would make nearly the same region, it most often is an
 object: this agreement stands for the stability score, and has a say in the predicted IoU. A scorer
-that was taught what people draw (`model/mask_scorer.py`) may have it alone; one click may mean
+that was taught what people draw (`model/mask_scorer.py`) may have it alone; clicks may mean
 regions that the model has not seen, too (`stages/click_answers.py`). Measured in docs/log.md.
 """
 
 # Axes: N masks, A atoms, K segmentations, s the side of logits, (H, W) work frame.
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,23 +21,24 @@ from scipy import sparse
 from torch import Tensor
 
 from model.transforms import ResizeLongestSide
-from stages.click_answers import Click
+from stages.click_answers import Candidates, Clicked
 from stages.prompts import Point
 from stages.rle import Mask
 from stages.superpixels import Agreements, Superpixels
 from stages.unions import Values
-from stages.windows import Axis, Scores, Window, trimmed
+from stages.windows import Axis, Scores, Window, filled, trimmed
 
 MARGIN = 2
 """Work frame pixels around a mask that enlarging it looks at."""
 
 
 class Offered(NamedTuple):
-    """N masks for one click, largest first."""
+    """N masks for a click, largest first."""
 
-    windows: tuple[Window | None, ...]
+    masks: tuple[Mask, ...]
+    """(H, W) of the image."""
     outputs: tuple[int | None, ...]
-    """Which of the model's outputs each is made of; None: it is a union."""
+    """Which of the model's outputs each is made of; None: it is made with a union."""
     scores: Scores
 
 
@@ -94,51 +96,75 @@ class SnappedUpscale:
         found = self._agreements(low_res_masks, threshold)
         return self._features(found), found.product
 
-    def offered(
+    def clicked(
+        self, points: Sequence[Point], labels: Sequence[int], before: Mask | None
+    ) -> Clicked:
+        """
+        Args:
+            points: (x, y) in the image's frame.
+            before: (H, W) of the image that the last click corrects; None: there is none yet.
+        """
+        superpixels = self._superpixels
+        places = tuple(self._in_work_frame(point) for point in points)
+        inside = np.zeros(len(superpixels.areas), dtype=np.bool_)
+        if before is not None:
+            inside = 2 * superpixels.pixels_of(before) > superpixels.areas
+            x, y = places[-1]
+            inside[superpixels.atoms[y, x]] = not labels[-1]  # which is what is to be mended
+        return Clicked(places, tuple(labels), inside)
+
+    def candidates(
         self,
         low_res_masks: Tensor,
         of_head: NDArray[np.float32],
+        clicked: Clicked,
         *,
         threshold: float,
-        click_xy: Point,
-    ) -> Offered:
-        """What somebody may mean who clicks there.
+    ) -> Candidates:
+        """All that somebody may mean by the last of some clicks.
 
         Args:
             low_res_masks: (K, s, s) logits of the model's outputs, float32, on the CPU.
             of_head: (K,) what it says of them.
-            click_xy: in the image's frame.
         """
-        click = self.click(low_res_masks, of_head, threshold=threshold, click_xy=click_xy)
-        found, superpixels = click.meant(), self._superpixels
+        agreements = self._agreements(low_res_masks, threshold)
+        return Candidates(self._superpixels, agreements, of_head, clicked)
+
+    def offered(self, candidates: Candidates, before: Mask | None, number: int) -> Offered:
+        """What is meant most likely, so many masks.
+
+        Args:
+            before: (H, W) as `clicked` was told it. What is finer in it than atoms stays as it is
+                where regions change nothing.
+        """
+        found, superpixels = candidates.likeliest(number), self._superpixels
         levels = superpixels.smoothed(found.masks.astype(np.float64) - 0.5)
         of_unions = superpixels.agreements(found.masks, levels).product
         stability = [
-            of_unions[one] if output is None else click.outputs.product[output]
+            of_unions[one] if output is None else candidates.outputs.product[output]
             for one, output in enumerate(found.outputs)
         ]
+        masks = tuple(self.in_image(mask) for mask in found.masks.T)
+        if before is not None:
+            source = self.in_image(candidates.clicked.before)
+            masks = tuple(
+                _changed_alike(before, source, mask) if output is None else mask
+                for mask, output in zip(masks, found.outputs, strict=True)
+            )
         return Offered(
-            tuple(self._enlarged(mask[superpixels.atoms]) for mask in found.masks.T),
+            masks,
             found.outputs,
             Scores(np.array(stability), found.predicted_iou),
         )
 
-    def click(
-        self,
-        low_res_masks: Tensor,
-        of_head: NDArray[np.float32],
-        *,
-        threshold: float,
-        click_xy: Point,
-    ) -> Click:
-        """As `offered`: all that may be meant, to choose from."""
+    def _in_work_frame(self, point: Point) -> tuple[int, int]:
         x, y = (
             min(max(int((place + 0.5) * size_work / size), 0), size_work - 1)
             for place, size_work, size in zip(
-                click_xy, self._superpixels.atoms.shape[::-1], self._size_hw[::-1], strict=True
+                point, self._superpixels.atoms.shape[::-1], self._size_hw[::-1], strict=True
             )
         )
-        return Click(self._superpixels, self._agreements(low_res_masks, threshold), of_head, (x, y))
+        return x, y
 
     def _agreements(self, low_res_masks: Tensor, threshold: float) -> Agreements:
         levels = self._levels(low_res_masks, threshold)
@@ -170,7 +196,7 @@ class SnappedUpscale:
     def mask(self, low_res_mask: Tensor, *, threshold: float) -> Window | None:
         """The mask of logits (s, s) above the threshold; None when it is empty."""
         levels = self._levels(low_res_mask[None], threshold)
-        return self._enlarged((np.mean(levels, axis=0) > 0)[self._superpixels.atoms, 0])
+        return self._enlarged(np.mean(levels, axis=0)[:, 0] > 0)
 
     def _levels(self, low_res_masks: Tensor, threshold: float) -> list[Values]:
         """K times (A, N): the model's probabilities over one half, by each segmentation."""
@@ -179,8 +205,12 @@ class SnappedUpscale:
         chances = logits.sigmoid().T.numpy().astype(np.float64) - 0.5
         return self._superpixels.smoothed(self._atom_means @ chances)
 
-    def _enlarged(self, mask: Mask) -> Window | None:
-        """A mask of the work frame in the image's."""
+    def in_image(self, of_atoms: Mask) -> Mask:
+        """A mask (A,) as one (H, W)."""
+        return filled(self._enlarged(of_atoms), self._size_hw)
+
+    def _enlarged(self, of_atoms: Mask) -> Window | None:
+        mask = of_atoms[self._superpixels.atoms]
         ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if len(ys) == 0:
             return None
@@ -198,3 +228,9 @@ class SnappedUpscale:
             box=(x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y),
         )
         return trimmed(np.asfortranarray(np.asarray(drawn) > 127), (x0, y0))
+
+
+def _changed_alike(mask: Mask, source: Mask, target: Mask) -> Mask:
+    """A mask changed where `target` differs from `source`, which is nearly that mask."""
+    changed: Mask = (mask | (target & ~source)) & ~(source & ~target)
+    return changed

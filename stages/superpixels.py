@@ -95,6 +95,15 @@ class Superpixels:
         if scorer is not None:
             self.looks = MaskLooks(self.atoms, self.areas, colours, strength)
 
+    def pixels_of(self, mask: Mask) -> Values:
+        """(A,) of the work frame, by atoms, whose centres lie in a mask (H, W) of the image."""
+        rows, columns = (
+            ((np.arange(size_work) + 0.5) * size / size_work).astype(np.intp)
+            for size_work, size in zip(self.atoms.shape, self.size_hw, strict=True)
+        )
+        seen = mask[np.ix_(rows, columns)]
+        return np.bincount(self.atoms[seen], minlength=len(self.areas)).astype(np.float64)
+
     def smoothed(self, of_atoms: Values) -> list[Values]:
         """K times values (A, N), each replaced by the mean over its superpixel."""
         return [one.smoothed(of_atoms) for one in self.segmentations]

@@ -45,6 +45,15 @@ def trimmed(mask: Mask, offset_xy: tuple[int, int]) -> Window | None:
     return Window(found, (offset_xy[0] + int(left), offset_xy[1] + int(top)))
 
 
+def filled(window: Window | None, size_hw: tuple[int, int]) -> Mask:
+    """The whole mask (H, W)."""
+    mask = np.zeros(size_hw, dtype=np.bool_)
+    if window is not None:
+        (x, y), (h, w) = window.offset_xy, window.mask.shape
+        mask[y : y + h, x : x + w] = window.mask
+    return mask
+
+
 class Axis:
     """Both bilinear steps along one axis."""
 

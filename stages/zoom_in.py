@@ -106,6 +106,7 @@ class ZoomInPredictor(Predictor):
         *,
         box_xyxy: BoxXyxy | None = None,
         mask_input: Tensor | None = None,
+        before: Mask | None = None,
         multimask_output: bool,
     ) -> Answer:
         """As `Predictor.predict`. Clicks that take away something outside of the crop have had
@@ -117,6 +118,7 @@ class ZoomInPredictor(Predictor):
             labels,
             box_xyxy=box_xyxy,
             mask_input=mask_input,
+            before=before,
             multimask_output=multimask_output,
         )
         corners = [] if box_xyxy is None else [box_xyxy[:2], box_xyxy[2:]]
@@ -126,6 +128,8 @@ class ZoomInPredictor(Predictor):
         object_points = [*corners, *(point for point, label in clicks if label == 1)]
         if not any(fits) or not all(map(view.holds, object_points)):
             return far
+        if any(far.are_regions) and not view.holds(points[-1]):
+            return far  # of what that click has mended the crop shows nothing
         held = [(view.within(point), label) for point, label in clicks if view.holds(point)]
         corners = [view.within(corner) for corner in corners]
         whole = View((0, 0), self.transform)
@@ -134,6 +138,7 @@ class ZoomInPredictor(Predictor):
             tuple(label for _, label in held),
             box_xyxy=(*corners[0], *corners[1]) if corners else None,
             mask_input=None if mask_input is None else carry(mask_input[None], whole, view)[0],
+            before=_seen_in(view, before) if points and view.holds(points[-1]) else None,
             multimask_output=multimask_output,
         )
         return _merged(far, near, fits, view, whole)
@@ -190,6 +195,11 @@ def predictors_of_log(
         )
 
     return as_logged
+
+
+def _seen_in(view: View, mask: Mask | None) -> Mask | None:
+    """What a crop shows of a mask that fits it."""
+    return mask[view.slices] if mask is not None and view.fits(mask) else None
 
 
 def _centre(points: tuple[Point, ...], box_xyxy: BoxXyxy | None) -> Point:

@@ -36,7 +36,8 @@ def clicks_told_by_depth(seed: int, number: int = 1500) -> TaughtClicks:
     nested = torch.tensor([[1, 1 / 3, 1 / 9], [1 / 3, 1, 1 / 3], [1 / 9, 1 / 3, 1]])
     facts = torch.rand(number, 3, NUM_FACTS, generator=generator)
     ious = nested.repeat(number, 1, 1)
-    return TaughtClicks(Clicks(looks, areas, facts, ious), nested[meant], nested[meant])
+    clicks = Clicks(looks, areas, facts, ious)
+    return TaughtClicks(clicks, nested[meant], nested[meant], torch.ones(number))
 
 
 def test_which_region_is_meant_is_learnt() -> None:
@@ -79,7 +80,7 @@ def test_clicks_of_few_regions_are_filled_up_with_none() -> None:
         torch.ones(1, 3, NUM_FACTS),
         torch.ones(1, 2, 3),
     )
-    row = filled_up(known, np.array([0.1, 0.2, 0.3, 0.4, 0.5]))
+    row = filled_up(known, np.array([0.1, 0.2, 0.3, 0.4, 0.5]), 2)
     assert row["areas"].tolist() == [9, 4, *[0] * (MOST_AROUND - 2)]
     assert row["looks"].shape == (MOST_AROUND, NUM_LOOKS)
     assert row["of_outputs"].tolist() == pytest.approx([0.1, 0.2, 0.3])

@@ -47,7 +47,9 @@ def test_a_click_in_the_middle_of_a_region_means_that_region() -> None:
     scorer = shipped_click_scorer()
     looks = scorer.looks_mean.repeat(1, 2, 1).clone()
     looks[0, :, 1] = torch.tensor([4.0, 3.0])  # logarithms of the depths
-    looks[0, :, 2] = torch.tensor([-2.0, -4.0])  # and of their shares of the image
+    looks[0, :, 2] = looks[0, :, 8] = torch.tensor([-2.0, -4.0])  # and of their shares of the image
+    looks[0, :, 9] = 1  # all of them is new
+    looks[0, :, -4:] = torch.tensor([0.0, 0.0, 1.0, 1.0])  # the first click, which adds
     known = clicks([40_000.0, 5_000.0])
     facts = scorer.facts_mean.repeat(1, 3, 1)
     ious = torch.full((1, 2, 3), 0.2)

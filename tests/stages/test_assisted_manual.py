@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,8 @@ from stages.assisted_manual import MaskSession, replay
 from stages.base import Provenance
 from stages.predictor import Answer, Predictor, embed
 from stages.records import Source, StageName
-from stages.rle import decode_rle, encode_rle
+from stages.rle import Mask, decode_rle, encode_rle
+from stages.zoom_in import predictor_of
 
 SIZE_HW = (80, 100)
 PROVENANCE = Provenance(round=2, checkpoint="tiny@0123456789ab")
@@ -15,16 +18,22 @@ SQUARE = rectangle(SIZE_HW, 20, 20, 50, 50)
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
+    return predictor_with(snap=False)
+
+
+def predictor_with(*, snap: bool) -> Predictor:
     sam = tiny_sam()
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
-    return Predictor(sam, SIZE_HW, embed(sam, pixels))
+    return predictor_of(sam, pixels, embed(sam, pixels), zoom_in=False, snap=snap)
 
 
 def middle_output(answer: Answer) -> int:
     return 1
 
 
-def test_a_log_of_every_kind_of_action_replays_to_the_same_mask(predictor: Predictor) -> None:
+@pytest.mark.parametrize("snap", [False, True])
+def test_a_log_of_every_kind_of_action_replays_to_the_same_mask(snap: bool) -> None:
+    predictor = predictor_with(snap=snap)
     session = MaskSession(predictor)
     session.click((30.0, 30.0), 1, seconds=1.5, choose=middle_output)
     session.click((70.0, 60.0), 0, seconds=1.5)
@@ -58,6 +67,27 @@ def test_the_model_is_shown_its_own_previous_answer(predictor: Predictor) -> Non
     )
     assert np.array_equal(session.mask, asked.masks[0])
     assert session.interactions[1].predicted_iou == asked.predicted_iou[0]
+
+
+def test_whoever_answers_is_told_the_mask_that_a_further_click_corrects() -> None:
+    told: list[Mask | None] = []
+
+    class Listening(TruthfulPredictor):
+        def predict(self, *args: Any, **kwargs: Any) -> Answer:
+            told.append(kwargs["before"])
+            return super().predict(*args, **kwargs)
+
+    session = MaskSession(Listening([SQUARE], grown=2))  # type: ignore[arg-type]
+    session.click((30.0, 30.0), 1, seconds=0)
+    session.brush(rectangle(SIZE_HW, 0, 0, 4, 4), 1, seconds=0)
+    in_sight = session.mask
+    session.click((60.0, 60.0), 0, seconds=0)
+    session.drag_box((10.0, 10.0, 60.0, 50.0), seconds=0)
+    first, second, box = told
+    assert first is None
+    assert second is in_sight
+    assert second[:4, :4].all()
+    assert box is None
 
 
 def test_the_first_click_takes_the_most_confident_output_unless_told_otherwise() -> None:

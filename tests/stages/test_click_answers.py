@@ -1,29 +1,31 @@
-"""Three answers to one click."""
+"""Answers to clicks."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fakes import tiny_sam
-from model.click_scorer import Clicks
+from fakes import rectangle, tiny_sam
+from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks
 from model.transforms import ResizeLongestSide
-from stages.click_answers import ALIKE, NUM_OFFERED
-from stages.predictor import Pixels, embed
-from stages.prompts import centre_click, mask_iou
+from stages.click_answers import NUM_OFFERED
+from stages.predictor import Answer, Pixels, Predictor, embed
+from stages.prompts import Point, centre_click, mask_iou
+from stages.rle import Mask
 from stages.snapped_upscale import SnappedUpscale
 from stages.superpixels import Superpixels
 from stages.zoom_in import predictor_of
 
 SIZE_HW = (240, 320)
+BESIDE = rectangle(SIZE_HW, 170, 240, 225, 300)
 
 
-def nested() -> tuple[Pixels, np.ndarray, np.ndarray]:
-    """A small box on a large one, and both."""
+def nested() -> tuple[Pixels, Mask, Mask]:
+    """A small box on a large one, and both; and one beside them."""
     pixels = np.full((*SIZE_HW, 3), (40, 90, 60), dtype=np.uint8)
     large, small = np.zeros(SIZE_HW, dtype=bool), np.zeros(SIZE_HW, dtype=bool)
     large[30:150, 40:200], small[60:120, 70:130] = True, True
-    pixels[large], pixels[small] = (230, 150, 60), (170, 100, 50)
+    pixels[large], pixels[small], pixels[BESIDE] = (230, 150, 60), (170, 100, 50), (60, 60, 200)
     return pixels, large, small
 
 
@@ -41,9 +43,7 @@ class Preferring:
 
 def test_regions_around_a_click_are_offered_where_the_model_has_not_made_them() -> None:
     """By the scorer that ships; the model is one of random weights."""
-    pixels, large, small = nested()
-    sam = tiny_sam()
-    predictor = predictor_of(sam, pixels, embed(sam, pixels), zoom_in=False, snap=True)
+    predictor, large, small = snapping()
     for meant in (small, large & ~small):
         answer = predictor.predict((centre_click(meant),), (1,), multimask_output=True)
         assert len(answer.masks) == NUM_OFFERED
@@ -58,10 +58,8 @@ def test_regions_around_a_click_are_offered_where_the_model_has_not_made_them() 
                 assert mask_iou(seen.numpy(), mask) > 0.8
 
 
-def test_a_click_that_takes_away_or_a_box_is_answered_by_the_model_alone() -> None:
-    pixels, _, small = nested()
-    sam = tiny_sam()
-    predictor = predictor_of(sam, pixels, embed(sam, pixels), zoom_in=False, snap=True)
+def test_a_first_click_that_takes_away_or_a_box_is_answered_by_the_model_alone() -> None:
+    predictor, _, small = snapping()
     place = centre_click(small)
     for answer in (
         predictor.predict((place,), (0,), multimask_output=True),
@@ -73,6 +71,85 @@ def test_a_click_that_takes_away_or_a_box_is_answered_by_the_model_alone() -> No
         assert not any(answer.are_regions)
 
 
+def snapping() -> tuple[Predictor, Mask, Mask]:
+    """Of the boxes and a model of random weights."""
+    pixels, large, small = nested()
+    sam = tiny_sam()
+    return predictor_of(sam, pixels, embed(sam, pixels), zoom_in=False, snap=True), large, small
+
+
+def corrected(predictor: Predictor, place: Point, label: int, before: Mask) -> Answer:
+    return predictor.predict(
+        ((100.0, 90.0), place), (1, label), before=before, multimask_output=False
+    )
+
+
+def test_a_further_click_adds_a_region_to_the_mask_before_it_or_takes_it_away() -> None:
+    """By the scorer that ships."""
+    predictor, large, small = snapping()
+    added = corrected(predictor, centre_click(large & ~small), 1, small | BESIDE)
+    assert mask_iou(added.masks[0], large | BESIDE) > 0.95
+    taken = corrected(predictor, centre_click(small), 0, large)
+    assert mask_iou(taken.masks[0], large & ~small) > 0.95
+    for answer in (added, taken):
+        assert answer.are_regions == (True,)
+        assert answer.predicted_iou[0] > 0.4
+        assert answer.snapped
+        seen = predictor.transform.upscale(answer.low_res_masks[0]) > 0
+        assert mask_iou(seen.numpy(), answer.masks[0]) > 0.9
+
+
+def test_what_is_finer_than_superpixels_is_kept_where_nobody_clicks() -> None:
+    predictor, large, small = snapping()
+    thread, crack = rectangle(SIZE_HW, 10, 220, 11, 310), rectangle(SIZE_HW, 175, 270, 220, 271)
+    before = (small | BESIDE | thread) & ~crack
+    added = corrected(predictor, centre_click(large & ~small), 1, before).masks[0]
+    assert mask_iou(added, large | BESIDE) > 0.9
+    assert added[thread].all()
+    assert not added[crack].any()
+    taken = corrected(predictor, centre_click(small), 0, large | thread).masks[0]
+    assert mask_iou(taken, large & ~small) > 0.9
+    assert taken[thread].all()
+
+
+def test_a_click_is_heeded_where_the_mask_is_finer_than_superpixels() -> None:
+    """The atom that is clicked is not mask by the most of its pixels, and so nothing to take."""
+    predictor, _, _ = snapping()
+    thread = rectangle(SIZE_HW, 10, 220, 14, 310)
+    taken = corrected(predictor, (260.0, 11.0), 0, BESIDE | thread).masks[0]
+    assert not taken[11, 260]
+
+
+def test_what_a_scorer_is_told_of_a_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Clicks] = []
+
+    def listening(known: Clicks) -> tuple[Tensor, Tensor]:
+        told.append(known)
+        return torch.zeros(known.facts.shape[:2]), torch.zeros(known.areas.shape)
+
+    monkeypatch.setattr("stages.click_answers.shipped_click_scorer", lambda: listening)
+    predictor, large, small = snapping()
+    ring = large & ~small
+    corrected(predictor, centre_click(ring), 0, large)
+    looks, areas, facts, ious = (one[0].numpy() for one in told[0])
+    assert looks.shape == (len(areas), NUM_LOOKS)
+    assert facts.shape == (4, NUM_FACTS)
+    assert ious.shape == (len(areas), 4)
+    change, share, *in_outputs, unheeded, with_before, label, number = looks[:, 8:].T
+    whole = int(np.flatnonzero(areas == 0)[0])  # all is taken away, with the first click
+    assert np.exp(change[whole]) == pytest.approx(large.mean(), rel=0.05)
+    assert unheeded[whole] == 1
+    assert with_before[whole] == 0
+    assert share[whole] == pytest.approx(large.mean(), rel=0.05)
+    alone = int(np.abs(areas - small.sum() * 512**2 / 320**2).argmin())
+    assert unheeded[alone] == 0
+    assert with_before[alone] == pytest.approx(small.sum() / large.sum(), abs=0.03)
+    assert all(((one >= 0) & (one <= 1)).all() for one in in_outputs)
+    assert (label == 0).all()
+    assert (number == 2).all()
+    assert facts[:, 6:10].tolist() == np.eye(4).tolist()
+
+
 def offered(
     monkeypatch: pytest.MonkeyPatch, scorer: Preferring, logits: Tensor
 ) -> tuple[tuple[int | None, ...], list[float], list[float]]:
@@ -80,7 +157,9 @@ def offered(
     pixels, _, _ = nested()
     upscale = SnappedUpscale(ResizeLongestSide(SIZE_HW, 256), Superpixels(pixels))
     head = np.array([0.5, 0.5, 0.5], dtype=np.float32)
-    found = upscale.offered(logits, head, threshold=0.0, click_xy=(100.0, 90.0))
+    clicked = upscale.clicked(((100.0, 90.0),), (1,), None)
+    candidates = upscale.candidates(logits, head, clicked, threshold=0.0)
+    found = upscale.offered(candidates, None, NUM_OFFERED)
     scores = found.scores
     return found.outputs, scores.predicted_iou.round(3).tolist(), scores.stability.tolist()
 
@@ -103,7 +182,6 @@ def test_what_is_offered_is_unlike_each_other_and_the_largest_is_first(
     assert 1 not in outputs
     assert worth[outputs.index(0)] == pytest.approx(0.9)
     assert all(0 <= value <= 1 for value in stability)
-    assert ALIKE < 1
 
 
 def test_an_output_without_a_pixel_is_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,28 +236,43 @@ def waving_scorer() -> ClickScorer:
     at = 0
     for parameter in scorer.parameters():
         numbers = torch.arange(at, at + parameter.numel(), dtype=torch.float64)
-        values = 0.4 * torch.sin(1.3 * numbers) + (numbers < statistics)
+        values = 0.4 * torch.sin(1.9 * numbers) + (numbers < statistics)
         parameter.data.copy_(values.reshape(parameter.shape))
         at += parameter.numel()
     return scorer
 
 
 def page_offers(size_hw: tuple[int, int], image_size: int) -> list[dict[str, Any]]:
-    """For a click, by `waving_scorer`, of three answers on tiles."""
+    """By `waving_scorer`, of four outputs on tiles: three for a click, and one for each of two that
+    correct a mask, by adding and by taking away."""
     upscale = SnappedUpscale(ResizeLongestSide(size_hw, image_size), tiles(size_hw))
-    answers = [page_logits(name, image_size // 4) for name in ("waves", "blob", "nothing")]
-    click = float(size_hw[1] * 4 // 10), float(size_hw[0] * 3 // 10)
-    head = np.array([0.7, 0.5, 0.3], dtype=np.float32)
-    found = upscale.offered(torch.stack(answers), head, threshold=0.0, click_xy=click)
-    return [
-        {
-            "counts": encode_rle(filled(window, size_hw)).counts,
-            "stability": float(np.nan_to_num(found.scores.stability[one])),
-            "predictedIou": float(found.scores.predicted_iou[one]),
-            "output": found.outputs[one],
-        }
-        for one, window in enumerate(found.windows)
-    ]
+    names = ("blob", "waves", "blob", "nothing")
+    answers = torch.stack([page_logits(name, image_size // 4) for name in names])
+    head = np.array([0.6, 0.7, 0.5, 0.3], dtype=np.float32)
+    height, width = size_hw
+    first, second = (width * 0.4 // 1, height * 0.3 // 1), (width * 0.7 // 1, height * 0.6 // 1)
+    before = drawn(upscale, answers[1], size_hw)
+    made = []
+    for points, labels, mask in (
+        ((first,), (1,), None),
+        ((first, second), (1, 1), before),
+        ((second, first), (1, 0), before),
+    ):
+        clicked = upscale.clicked(points, labels, mask)
+        candidates = upscale.candidates(answers, head, clicked, threshold=0.0)
+        found = upscale.offered(candidates, mask, 3 if mask is None else 1)
+        made += [
+            {
+                "counts": encode_rle(one).counts,
+                "stability": float(stability),
+                "predictedIou": float(predicted_iou),
+                "output": output,
+            }
+            for one, output, stability, predicted_iou in zip(
+                found.masks, found.outputs, *found.scores, strict=True
+            )
+        ]
+    return made
 
 
 def test_what_a_scorer_says_stands_for_the_word_of_the_head() -> None:

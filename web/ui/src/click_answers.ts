@@ -1,12 +1,13 @@
-/** Three answers to one click, as stages/click_answers.py has it. */
+/** What somebody means who clicks, as stages/click_answers.py has it. */
 
 import type { ClickScorer } from "./click_scorer";
-import type { Unions } from "./unions";
+import type { Around, Unions } from "./unions";
 
-const NUM_OFFERED = 3;
 /** IoU from which on, of two masks, only the one of more worth is offered. */
 const ALIKE = 0.5;
 const LEAST_SHARE = 1e-4;
+/** More count as so many. */
+const [MOST_CLICKS, MOST_UNHEEDED] = [5, 3];
 
 /** A mask that the model has made, laid on superpixels. */
 export interface OutputMask {
@@ -24,68 +25,133 @@ export interface OutputMask {
 export interface Meant {
   mask: Uint8Array;
   predictedIou: number;
-  /** Which of the model's it is; null: a union. */
+  /** Which of the model's it is; null: it is made with a union. */
   output: number | null;
 }
 
-/**
- * Largest first.
- *
- * `areas`: of the atoms. `place`: a pixel of the superpixels' frame, in this atom.
- */
-export function meant(
-  outputs: readonly OutputMask[],
-  unions: Unions,
-  areas: Float64Array,
-  place: { x: number; y: number; atom: number },
-  scorer: ClickScorer,
-): Meant[] {
-  const around = unions.around(place.x, place.y);
-  const whole = areas.reduce((sum, area) => sum + area, 0);
-  const facts = outputs.map(({ mask, ofHead, ofSegmentations, ofUnions }) => [
-    ofHead,
-    ofUnions,
-    ofSegmentations.reduce((sum, iou) => sum + iou, 0) / ofSegmentations.length,
-    Math.min(...ofSegmentations),
-    Math.log(sizeOf(mask, areas) / whole + LEAST_SHARE),
-    mask[place.atom],
-  ]);
-  const withUnions = outputs.map(({ mask }) => unions.ious(mask));
-  const ious = around.which.map((union) => withUnions.map((values) => values[union]));
-  const worth = scorer.worth({ looks: around.looks, areas: around.areas, facts, ious });
-  const candidates = [...outputs.map(({ mask }) => mask), ...around.which.map((union) => unions.mask(union))].map(
-    (mask, at) => {
-      const size = sizeOf(mask, areas);
-      return { mask, size, predictedIou: size > 0 ? worth[at] : 0, output: at < outputs.length ? at : null };
-    },
-  );
-  return likeliest(candidates, areas).sort((one, other) => other.size - one.size);
+/** The clicks for one mask, in the superpixels' frame, and the mask that the last of them corrects. */
+export interface Clicked {
+  places: readonly Place[];
+  labels: readonly number[];
+  /** By atoms. */
+  before: Uint8Array;
 }
 
-/** Of most worth first; of those that are like a better one, as many as are missing. */
-function likeliest<T extends Meant>(candidates: readonly T[], areas: Float64Array): T[] {
-  const ordered = [...candidates].sort((one, other) => other.predictedIou - one.predictedIou);
+export interface Place {
+  x: number;
+  y: number;
+  /** That it lies in. */
+  atom: number;
+}
+
+/** All that may be meant by the last of some clicks. */
+export class Candidates {
+  private readonly made: Uint8Array[];
+  private readonly around: Around;
+  /** What each union around the click changes, and the mask that it makes. */
+  private readonly changes: Uint8Array[];
+  private readonly regions: Uint8Array[];
+  private readonly whole: number;
+
+  /** `areas`: of the atoms. */
+  constructor(
+    private readonly outputs: readonly OutputMask[],
+    private readonly clicked: Clicked,
+    private readonly areas: Float64Array,
+    unions: Unions,
+  ) {
+    const { before } = clicked;
+    this.made = outputs.map(({ mask }) => mask);
+    this.around = unions.around(this.lastPlace.x, this.lastPlace.y);
+    this.whole = areas.reduce((sum, area) => sum + area, 0);
+    const changeable = before.map((inside) => Number(inside !== this.lastLabel));
+    this.changes = this.around.which.map((union) => unions.mask(union).map((inside, atom) => inside & changeable[atom]));
+    this.regions = this.changes.map((change) => change.map((changed, atom) => changed ^ before[atom]));
+  }
+
+  /** So many, the largest first, and none that does not heed the last click while there are others. */
+  likeliest(number: number, scorer: ClickScorer): Meant[] {
+    const { made, regions, areas } = this;
+    const sizes = regions.map((region) => sizeOf(region, areas));
+    const ious = regions.map((region) => made.map((mask) => iouOf(region, mask, areas)));
+    const worth = scorer.worth({ looks: this.looks(), areas: sizes, facts: this.facts(), ious });
+    const candidates = [...made, ...regions].map((mask, at) => {
+      const size = sizeOf(mask, areas);
+      const predictedIou = size > 0 ? worth[at] : 0;
+      const rank = mask[this.lastPlace.atom] === this.lastLabel ? predictedIou : predictedIou - 1;
+      return { mask, size, predictedIou, rank, output: at < made.length ? at : null };
+    });
+    return unlike(candidates, areas, number).sort((one, other) => other.size - one.size);
+  }
+
+  private looks(): number[][] {
+    const { around, areas } = this;
+    return this.changes.map((change, at) => {
+      const changed = sizeOf(change, areas);
+      return [
+        ...around.looks[at],
+        Math.log(changed / this.whole + LEAST_SHARE),
+        changed / around.areas[at],
+        ...this.made.map((mask) => sharedOf(change, mask, areas) / Math.max(changed, 1)),
+        ...this.after(this.regions[at]),
+      ];
+    });
+  }
+
+  private facts(): number[][] {
+    return this.outputs.map(({ mask, ofHead, ofSegmentations, ofUnions }, output) => [
+      ofHead,
+      ofUnions,
+      ofSegmentations.reduce((sum, iou) => sum + iou, 0) / ofSegmentations.length,
+      Math.min(...ofSegmentations),
+      Math.log(sizeOf(mask, this.areas) / this.whole + LEAST_SHARE),
+      mask[this.lastPlace.atom],
+      ...this.outputs.map((_, other) => Number(other === output)),
+      ...this.after(mask),
+    ]);
+  }
+
+  /** Clicks that a mask does not heed, its IoU with the mask before, what was clicked last and the number of clicks. */
+  private after(mask: Uint8Array): number[] {
+    const { places, labels, before } = this.clicked;
+    const unheeded = places.filter(({ atom }, at) => mask[atom] !== labels[at]).length;
+    const iou = iouOf(before, mask, this.areas);
+    return [Math.min(unheeded, MOST_UNHEEDED), iou, this.lastLabel, Math.min(labels.length, MOST_CLICKS)];
+  }
+
+  private get lastPlace(): Place {
+    return this.clicked.places[this.clicked.places.length - 1];
+  }
+
+  private get lastLabel(): number {
+    return this.clicked.labels[this.clicked.labels.length - 1];
+  }
+}
+
+/** Of highest rank first; of those that are like a better one, as many as are missing. */
+function unlike<T extends { mask: Uint8Array; rank: number }>(candidates: readonly T[], areas: Float64Array, number: number): T[] {
+  const ordered = [...candidates].sort((one, other) => other.rank - one.rank);
   const offered: T[] = [];
   for (const one of ordered) {
-    if (offered.length === NUM_OFFERED) break;
+    if (offered.length === number) break;
     if (offered.every((other) => iouOf(one.mask, other.mask, areas) <= ALIKE)) offered.push(one);
   }
   const others = ordered.filter((one) => !offered.includes(one));
-  return [...offered, ...others].slice(0, NUM_OFFERED);
+  return [...offered, ...others].slice(0, number);
 }
 
 function sizeOf(mask: Uint8Array, areas: Float64Array): number {
-  let size = 0;
-  for (let atom = 0; atom < mask.length; atom++) if (mask[atom]) size += areas[atom];
-  return size;
+  return sharedOf(mask, mask, areas);
 }
 
-/** 1 for two empty masks. */
+function sharedOf(one: Uint8Array, other: Uint8Array, areas: Float64Array): number {
+  let shared = 0;
+  for (let atom = 0; atom < one.length; atom++) if (one[atom] && other[atom]) shared += areas[atom];
+  return shared;
+}
+
+/** 0 for two empty masks. */
 function iouOf(one: Uint8Array, other: Uint8Array, areas: Float64Array): number {
-  let [shared, either] = [0, 0];
-  for (let atom = 0; atom < one.length; atom++) {
-    if (one[atom] && other[atom]) shared += areas[atom];
-    if (one[atom] || other[atom]) either += areas[atom];
-  }
-  return either ? shared / either : 1;
+  const shared = sharedOf(one, other, areas);
+  return shared / Math.max(sizeOf(one, areas) + sizeOf(other, areas) - shared, 1);
 }

@@ -1,7 +1,7 @@
 /** What a click means: the worth of masks by the regions that hold it, as model/click_scorer.py has it. */
 
-const NUM_LOOKS = 8;
-const NUM_FACTS = 6;
+const NUM_LOOKS = 18;
+const NUM_FACTS = 14;
 const WIDTH = 32;
 const FARTHEST = 4;
 const RELATIONS = 3;
@@ -11,11 +11,11 @@ const EXPECTATIONS = 3;
 export interface Known {
   /** (R, NUM_LOOKS) */
   looks: readonly (readonly number[])[];
-  /** (R) */
+  /** (R) of the masks that the regions make. */
   areas: readonly number[];
   /** (K, NUM_FACTS); the first is what the model says of the output. */
   facts: readonly (readonly number[])[];
-  /** (R, K) IoU of regions with outputs. */
+  /** (R, K) IoU of these masks with outputs. */
   ious: readonly (readonly number[])[];
 }
 
@@ -49,13 +49,14 @@ export class ClickScorer {
       ...standard(look, this.looks),
       ...relations(ious[region], facts).map((value) => 4 * value - 2),
     ]);
-    const chances = softmax([...regions.map((region) => answer(this.chance, region)), 0]).slice(0, -1);
+    const likely = regions.map((region, at) => (areas[at] > 0 ? answer(this.chance, region) : -Infinity));
+    const chances = softmax([...likely, 0]).slice(0, -1);
     const ofOutputs = facts.map((fact, output) => {
       const expected = expectations(chances, ious.map((row) => row[output]));
       return answer(this.ofOutput, [...standard(fact, this.facts), ...expected]);
     });
     const ofRegions = regions.map((region, at) => {
-      const nested = areas.map((area) => Math.min(area, areas[at]) / Math.max(area, areas[at]));
+      const nested = areas.map((area) => Math.min(area, areas[at]) / Math.max(area, areas[at], 1));
       return answer(this.ofRegion, [...region, ...expectations(chances, nested)]);
     });
     return [...ofOutputs, ...ofRegions].map((logit) => 1 / (1 + Math.exp(-logit)));

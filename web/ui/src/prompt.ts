@@ -1,7 +1,7 @@
 /** A question to the model and its answer, as the decoder's ONNX file takes and gives them. */
 
 import { type Point, toInput } from "./geometry";
-import type { Box } from "./mask";
+import type { Box, Mask } from "./mask";
 import type { Size } from "./rle";
 import type { Superpixels } from "./snapped_upscale";
 import type { Output } from "./upscale";
@@ -15,6 +15,8 @@ export interface Prompt {
   box: readonly number[] | null;
   /** (s, s) logits of the answer before. */
   maskInput: Float32Array | null;
+  /** The mask that the last point corrects; null where it is the first, or a box came last. */
+  before: Mask | null;
 }
 
 /** In the model's input frame. */
@@ -43,31 +45,36 @@ export interface Near {
   superpixels: Superpixels | null;
 }
 
-/** Channels of the outputs that may be offered. */
-export const [SINGLE, SEVERAL]: readonly (readonly number[])[] = [[0], [1, 2, 3]];
-
-/** One point is ambiguous and gets three outputs; all other prompts get the single one. */
-export function offeredChannels(prompt: Prompt): readonly number[] {
-  return prompt.maskInput || prompt.box ? SINGLE : SEVERAL;
+/** The first click of a mask. */
+export function firstClick(point: Point): Prompt {
+  return { points: [point], labels: [1], box: null, maskInput: null, before: null };
 }
 
-/** The place of a click that is all that is asked about, and adds something. */
-export function oneClickOf(prompt: Prompt): Point | null {
-  const isOne = prompt.labels.length === 1 && prompt.labels[0] === 1 && !prompt.box && !prompt.maskInput;
-  return isOne ? prompt.points[0] : null;
+/** A click that is all that is asked about, and adds something. */
+export function isOneClick({ labels, box, maskInput }: Prompt): boolean {
+  return labels.length === 1 && labels[0] === 1 && !box && !maskInput;
 }
 
-export function outputsOf(answer: Pick<Answer, "lowResMasks" | "predictedIou">, channels: readonly number[]): Output[] {
-  return channels.map((channel) => ({
-    logits: channelOf(answer, channel),
-    predictedIou: answer.predictedIou[channel],
-  }));
+/** Which outputs the model means: one point is ambiguous and gets three, all other prompts the single one. */
+export function meantOutputs(prompt: Prompt): readonly number[] {
+  return prompt.maskInput || prompt.box ? [0] : [1, 2, 3];
 }
 
-/** One output's logits. */
-export function channelOf({ lowResMasks }: Pick<Answer, "lowResMasks">, channel: number): Float32Array {
+/** All of them, the same objects every time. */
+export function outputsOf(answer: Pick<Answer, "lowResMasks" | "predictedIou">): readonly Output[] {
+  let outputs = known.get(answer.lowResMasks);
+  if (!outputs) {
+    outputs = answer.predictedIou.map((predictedIou, output) => ({ logits: logitsOf(answer, output), predictedIou }));
+    known.set(answer.lowResMasks, outputs);
+  }
+  return outputs;
+}
+
+const known = new WeakMap<Float32Array, readonly Output[]>();
+
+export function logitsOf({ lowResMasks }: Pick<Answer, "lowResMasks">, output: number): Float32Array {
   const cells = lowResMasks.length / 4;
-  return lowResMasks.slice(channel * cells, (channel + 1) * cells);
+  return lowResMasks.slice(output * cells, (output + 1) * cells);
 }
 
 /** Without a box, a padding point follows the points; a box follows them as its two corners. */

@@ -9,11 +9,11 @@ import type { Point } from "./geometry";
 import { givenLogits } from "./given";
 import { emptyHistory, type History, push, redo, undo } from "./history";
 import { type Box, boxOf, EMPTY, iouOf, isEmpty, type Mask, subtract, trim, union } from "./mask";
-import { type Answer, channelOf, type Near, offeredChannels, oneClickOf, outputsOf, type Prompt, SEVERAL, SINGLE } from "./prompt";
+import { type Answer, firstClick, logitsOf, type Near, outputsOf, type Prompt } from "./prompt";
 import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
 import { Upscales } from "./snapped_upscale";
 import type { Enlarged, Enlarges } from "./upscale";
-import { fits } from "./zoom_in";
+import { fits, within } from "./zoom_in";
 
 interface Offered {
   /** In the frame of the whole image; the next prompt's mask input. */
@@ -25,11 +25,10 @@ interface Offered {
 
 /** What the model said to one click or box. */
 interface Reply {
-  /** Null of a mask that was given. */
+  /** Null of a mask that was given, as is the next. */
   answer: Answer | null;
+  prompt: Prompt | null;
   snapped: boolean;
-  /** Of one click that is all there is. */
-  click: Point | null;
   /** Whole, part and subpart, or the single one. */
   offered: Offered[];
   chosen: number;
@@ -107,7 +106,7 @@ export class MaskSession {
         const prompt = session.promptWith(kind, coords, label);
         const asking = { snaps: logged.snapped ?? session.upscales.canSnap, zoomsIn: logged.zoomed_in, known: null };
         const again = await session.ask(prompt, asking);
-        const reply = session.replyTo(again, oneClickOf(prompt), offeredChannels(prompt), logged.output, asking.snaps);
+        const reply = session.replyTo(again, prompt, logged.output, asking.snaps);
         session.history = push(session.history, { ...action, reply, stroke: null });
       }
     }
@@ -164,6 +163,7 @@ export class MaskSession {
       labels: kind === "point" ? [...labels, label] : labels,
       box: kind === "box" ? coords : (boxes[boxes.length - 1]?.coords ?? null),
       maskInput: reply ? reply.offered[reply.chosen].logits : null,
+      before: reply && kind === "point" ? this.mask : null,
     };
   }
 
@@ -211,9 +211,8 @@ export class MaskSession {
   /** The last answer's mask as it is wanted now, of superpixels or not. False when it is so already. */
   redraw(): boolean {
     const reply = this.lastReply;
-    if (!reply?.answer || reply.snapped === this.wantsSnap()) return false;
-    const channels = reply.offered.length > 1 ? SEVERAL : SINGLE;
-    const again = this.replyTo(reply.answer, reply.click, channels, null, this.wantsSnap());
+    if (!reply?.answer || !reply.prompt || reply.snapped === this.wantsSnap()) return false;
+    const again = this.replyTo(reply.answer, reply.prompt, null, this.wantsSnap());
     const likeness = again.offered.map((one) => iouOf(enlarged(one).mask, reply.mask));
     const chosen = likeness.indexOf(Math.max(...likeness)); // other masks may be offered, in another order
     this.replaceLast({ ...again, chosen, ...enlarged(again.offered[chosen]) });
@@ -247,7 +246,7 @@ export class MaskSession {
 
   /** What the model's answer to the first click of a mask, at a place, looks like before it is clicked. */
   preview(answer: Answer, place: Point): Mask {
-    return this.replyTo(answer, place, SEVERAL, null, this.wantsSnap()).mask;
+    return this.replyTo(answer, firstClick(place), null, this.wantsSnap()).mask;
   }
 
   /** Those of its last answer, also where that could not be made again as it was. */
@@ -265,7 +264,7 @@ export class MaskSession {
     const { predicted_iou: predictedIou, stability_score: stabilityScore } = saved;
     const drawn = { logits, upscale: upscales.of(false), crop: null };
     const offered = [{ logits, predictedIou, drawn }];
-    this.given = { answer: null, snapped: false, click: null, offered, chosen: 0, mask, stabilityScore };
+    this.given = { answer: null, prompt: null, snapped: false, offered, chosen: 0, mask, stabilityScore };
   }
 
   private async prompt(
@@ -278,29 +277,22 @@ export class MaskSession {
     const prompt = this.promptWith(kind, coords, label);
     const snaps = this.snapped ?? this.wantsSnap(); // as the mask in sight
     const answer = await this.ask(prompt, { snaps, zoomsIn: null, known });
-    const reply = this.replyTo(answer, oneClickOf(prompt), offeredChannels(prompt), null, snaps);
+    const reply = this.replyTo(answer, prompt, null, snaps);
     const mask = withStrokes(reply.mask, this.actions);
     this.history = push(this.history, { kind, coords, label, seconds, reply, logged: null, stroke: null, mask });
   }
 
-  private replyTo(
-    answer: Answer,
-    click: Point | null,
-    channels: readonly number[],
-    output: number | null,
-    snaps: boolean,
-  ): Reply {
-    const offered = this.offeredFor(answer, click, channels, snaps);
+  private replyTo(answer: Answer, prompt: Prompt, output: number | null, snaps: boolean): Reply {
+    const offered = this.offeredFor(answer, prompt, snaps);
     const best = offered.reduce((a, b) => (b.predictedIou > a.predictedIou ? b : a));
     const chosen = Math.min(output ?? offered.indexOf(best), offered.length - 1);
-    return { answer, snapped: snaps && this.upscales.canSnap, click, offered, chosen, ...enlarged(offered[chosen]) };
+    return { answer, prompt, snapped: snaps && this.upscales.canSnap, offered, chosen, ...enlarged(offered[chosen]) };
   }
 
   /** Each as it was drawn from nearer, if it is small enough for the crop. */
-  private offeredFor(answer: Answer, click: Point | null, channels: readonly number[], snaps: boolean): Offered[] {
+  private offeredFor(answer: Answer, prompt: Prompt, snaps: boolean): Offered[] {
     const upscale = this.upscales.of(snaps);
-    const outputs = outputsOf(answer, channels);
-    const far = upscale.offer(outputs, click).map(({ drawn: logits, predictedIou, output }) => {
+    const far = upscale.offer(outputsOf(answer), prompt).map(({ drawn: logits, predictedIou, output }) => {
       const drawn = { logits, upscale, crop: null };
       return { logits: output === null ? this.givenAs(drawn) : logits, predictedIou, drawn };
     });
@@ -310,13 +302,12 @@ export class MaskSession {
     const areSmall = far.map(({ drawn }) => fits(upscale.enlarge(drawn.logits).mask, crop));
     if (!areSmall.includes(true)) return far;
     const closer = this.closer(near).of(snaps);
-    const within = click && { x: click.x - crop.x0, y: click.y - crop.y0 };
-    const offers = closer.offer(outputsOf(near, channels), within);
+    const offers = closer.offer(outputsOf(near), within(prompt, crop));
     return far.map((one, index) => {
       if (!areSmall[index]) return one;
       const { drawn: logits, predictedIou, output } = offers[index];
       const drawn = { logits, upscale: closer, crop };
-      const carried = output === null ? this.givenAs(drawn) : channelOf({ lowResMasks: near.carried }, channels[output]);
+      const carried = output === null ? this.givenAs(drawn) : logitsOf({ lowResMasks: near.carried }, output);
       return { logits: carried, predictedIou, drawn };
     });
   }

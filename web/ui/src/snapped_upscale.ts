@@ -4,10 +4,11 @@
  * every time is one atom.
  */
 
-import { meant } from "./click_answers";
+import { Candidates, type Clicked, type Place } from "./click_answers";
 import { ClickScorer } from "./click_scorer";
 import { inputSize, type Point } from "./geometry";
-import { EMPTY, type Mask, trim } from "./mask";
+import { contains, EMPTY, type Mask, subtract, trim, union } from "./mask";
+import { isOneClick, meantOutputs, type Prompt } from "./prompt";
 import type { Size } from "./rle";
 import { Unions } from "./unions";
 import { type Axis, axisOf, type Enlarged, type Enlarges, type Offer, type Output, pixelsReading, Upscale } from "./upscale";
@@ -73,6 +74,8 @@ export function superpixelsOf(packed: ArrayBuffer): Superpixels {
   };
 }
 
+/** For one click that is all there is. */
+const NUM_OFFERED = 3;
 /** Numbers that say how many others follow. */
 const HEADER = 7;
 
@@ -112,6 +115,7 @@ class SnappedUpscale implements Enlarges {
   readonly side: number;
   private readonly size: Size;
   private readonly found = new WeakMap<Float32Array, InAtoms>();
+  private readonly corrected = new WeakMap<Float32Array, Mask>();
   /** From cells to the frame of the superpixels, and from there to the image. */
   private readonly rows: Axis;
   private readonly columns: Axis;
@@ -146,31 +150,42 @@ class SnappedUpscale implements Enlarges {
    */
   enlarge(logits: Float32Array): Enlarged {
     const found = this.inAtoms(logits);
-    return { mask: this.inImage(found.mask), stabilityScore: agreementOf(found) };
+    return { mask: this.corrected.get(logits) ?? this.inImage(found.mask), stabilityScore: agreementOf(found) };
   }
 
   /**
-   * For one click the likeliest of the outputs and of the regions around it. Otherwise what the model says of its own
-   * masks counts as much as the agreement: their geometric mean.
+   * For a click the likeliest of the outputs and of what the unions around it make of the mask before. Otherwise what
+   * the model says of its own masks counts as much as the agreement: their geometric mean.
    */
-  offer(outputs: readonly Output[], click: Point | null): Offer[] {
-    const found = outputs.map(({ logits }) => this.inAtoms(logits));
-    if (!click) {
-      return outputs.map(({ logits, predictedIou }, output) => {
-        const agreement = agreementOf(found[output]);
+  offer(outputs: readonly Output[], prompt: Prompt): Offer[] {
+    const isOne = isOneClick(prompt);
+    if (!isOne && !prompt.before) {
+      return meantOutputs(prompt).map((output) => {
+        const { logits, predictedIou } = outputs[output];
+        const agreement = agreementOf(this.inAtoms(logits));
         return { drawn: logits, predictedIou: Math.sqrt(Math.min(Math.max(0, predictedIou), 1) * agreement), output };
       });
     }
-    const said = found.map((one, output) => ({ ...one, ofHead: outputs[output].predictedIou }));
-    const { areas, unions, superpixels } = this;
-    return meant(said, unions, areas, this.placeOf(click), superpixels.clickScorer).map(({ mask, predictedIou, output }) => ({
-      drawn: output === null ? this.drawnAs(mask) : outputs[output].logits,
+    const said = outputs.map(({ logits, predictedIou: ofHead }) => ({ ...this.inAtoms(logits), ofHead }));
+    const clicked = this.clickedBy(prompt);
+    const candidates = new Candidates(said, clicked, this.areas, this.unions);
+    const found = candidates.likeliest(isOne ? NUM_OFFERED : 1, this.superpixels.clickScorer);
+    const source = prompt.before && { mask: prompt.before, inAtoms: this.inImage(clicked.before) };
+    return found.map(({ mask, predictedIou, output }) => ({
+      drawn: output === null ? this.drawnAs(mask, source) : outputs[output].logits,
       predictedIou,
       output,
     }));
   }
 
-  private placeOf({ x, y }: Point): { x: number; y: number; atom: number } {
+  private clickedBy({ points, labels, before }: Prompt): Clicked {
+    const places = points.map((point) => this.placeOf(point));
+    const inside = before ? this.ofAtoms(before) : new Uint8Array(this.areas.length);
+    if (before) inside[places[places.length - 1].atom] = 1 - labels[labels.length - 1]; // which is what is to be mended
+    return { places, labels, before: inside };
+  }
+
+  private placeOf({ x, y }: Point): Place {
     const { width, height, atoms } = this.superpixels;
     const along = (place: number, work: number, image: number): number =>
       Math.min(Math.max(Math.floor(((place + 0.5) * work) / image), 0), work - 1);
@@ -178,11 +193,25 @@ class SnappedUpscale implements Enlarges {
     return { x: column, y: row, atom: atoms[row * width + column] };
   }
 
-  /** Stands for logits that are made into this mask. */
-  private drawnAs(mask: Uint8Array): Float32Array {
+  /** A mask of the image, as those atoms that lie in it by more than half. */
+  private ofAtoms(mask: Mask): Uint8Array {
+    const { width, height, atoms } = this.superpixels;
+    const inside = new Float64Array(this.areas.length);
+    for (let row = 0, at = 0; row < height; row++) {
+      const y = ((row + 0.5) * this.size.height) / height;
+      for (let column = 0; column < width; column++, at++) {
+        if (contains(mask, ((column + 0.5) * this.size.width) / width, y)) inside[atoms[at]]++;
+      }
+    }
+    return Uint8Array.from(inside, (pixels, atom) => Number(2 * pixels > this.areas[atom]));
+  }
+
+  /** Stands for logits that are made into this mask; `source`: of which it is made, beside it in atoms. */
+  private drawnAs(mask: Uint8Array, source: { mask: Mask; inAtoms: Mask } | null): Float32Array {
     const drawn = new Float32Array();
     const levels = this.levels(Float64Array.from(mask, (inside) => inside - 0.5));
     this.found.set(drawn, this.agreed(mask, levels));
+    if (source) this.corrected.set(drawn, changedAlike(source.mask, source.inAtoms, this.inImage(mask)));
     return drawn;
   }
 
@@ -283,6 +312,11 @@ class SnappedUpscale implements Enlarges {
     }
     return trim({ x: x0, y: y0, width: across, height: y1 - y0, bits });
   }
+}
+
+/** A mask changed where `target` differs from `source`, which is nearly that mask. */
+function changedAlike(mask: Mask, source: Mask, target: Mask): Mask {
+  return trim(subtract(union(mask, subtract(target, source)), subtract(source, target)));
 }
 
 /** The mean IoU of each segmentation's mask with that of all, times its IoU with the union most like it. */

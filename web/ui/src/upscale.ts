@@ -6,8 +6,9 @@
  * few weights in each row. The same as stages/windows.py.
  */
 
-import { inputSize, type Point } from "./geometry";
+import { inputSize } from "./geometry";
 import { EMPTY, type Mask, trim } from "./mask";
+import { meantOutputs, type Prompt } from "./prompt";
 import type { Size } from "./rle";
 
 export interface Enlarged {
@@ -27,7 +28,7 @@ export interface Offer {
   /** What `enlarge` makes it of. */
   drawn: Float32Array;
   predictedIou: number;
-  /** Which of the model's outputs it is; null: a region that the model has not made. */
+  /** Which of the model's outputs it is; null: the model has not made it, it is made with regions. */
   output: number | null;
 }
 
@@ -36,8 +37,8 @@ export interface Enlarges {
   readonly side: number;
   /** The mask of the logits above 0. */
   enlarge(logits: Float32Array): Enlarged;
-  /** As many masks as outputs. `click`: in pixels, where they answer one alone that adds something. */
-  offer(outputs: readonly Output[], click: Point | null): Offer[];
+  /** The masks that may be taken of all the model's outputs. */
+  offer(outputs: readonly Output[], prompt: Prompt): Offer[];
 }
 
 export interface Axis {
@@ -63,8 +64,11 @@ export class Upscale implements Enlarges {
     this.columns = axisOf(this.side, imageSize, input.width, size.width);
   }
 
-  offer(outputs: readonly Output[]): Offer[] {
-    return outputs.map(({ logits, predictedIou }, output) => ({ drawn: logits, predictedIou, output }));
+  offer(outputs: readonly Output[], prompt: Prompt): Offer[] {
+    return meantOutputs(prompt).map((output) => {
+      const { logits, predictedIou } = outputs[output];
+      return { drawn: logits, predictedIou, output };
+    });
   }
 
   /** The stability score is the IoU of the mask cut at +offset and at -offset; 0 where both are empty. */

@@ -5,7 +5,7 @@
 
 import { type Point, cropAround } from "./geometry";
 import { type Box, shareWithin } from "./mask";
-import { type Answer, type ModelPrompt, type Near, offeredChannels, oneClickOf, outputsOf, type Prompt, toModel } from "./prompt";
+import { type Answer, type ModelPrompt, type Near, outputsOf, type Prompt, toModel } from "./prompt";
 import { inTime } from "./retry";
 import type { Size } from "./rle";
 import type { Enlarges } from "./upscale";
@@ -32,8 +32,10 @@ export class ZoomIn {
   async look(prompt: Prompt, far: Answer, upscale: Enlarges, isNeeded = false): Promise<Answer> {
     const crop = cropAround(centreOf(prompt), this.size);
     if (!placesOf(prompt).every((place) => holds(crop, place))) return far;
-    const offers = upscale.offer(outputsOf(far, offeredChannels(prompt)), oneClickOf(prompt));
+    const offers = upscale.offer(outputsOf(far), prompt);
     if (!offers.some(({ drawn }) => fits(upscale.enlarge(drawn).mask, crop))) return far;
+    const last = prompt.points[prompt.points.length - 1];
+    if (offers.some(({ output }) => output === null) && !holds(crop, last)) return far; // of what it has mended the crop shows nothing
     const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
     const asked = toModel(within(prompt, crop), size, 4 * upscale.side);
     try {
@@ -65,13 +67,15 @@ function holds({ x0, y0, x1, y1 }: Box, { x, y }: Point): boolean {
   return x0 <= x && x < x1 && y0 <= y && y < y1;
 }
 
-/** The prompt in the crop's frame; clicks beyond it have had their say in the first look. */
-function within({ points, labels, box, maskInput }: Prompt, crop: Box): Prompt {
+/** The prompt in the crop's frame, but for its mask input; clicks beyond it have had their say in the first look. */
+export function within({ points, labels, box, maskInput, before }: Prompt, crop: Box): Prompt {
   const held = points.map((point) => holds(crop, point));
+  const isCorrected = before && held[held.length - 1] && fits(before, crop);
   return {
     points: points.filter((_, index) => held[index]).map(({ x, y }) => ({ x: x - crop.x0, y: y - crop.y0 })),
     labels: labels.filter((_, index) => held[index]),
     box: box && box.map((value, index) => value - (index % 2 ? crop.y0 : crop.x0)),
     maskInput,
+    before: isCorrected ? { ...before, x: before.x - crop.x0, y: before.y - crop.y0 } : null,
   };
 }

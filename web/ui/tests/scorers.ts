@@ -2,16 +2,17 @@
 
 import { ClickScorer } from "../src/click_scorer";
 
-const NUM_LOOKS = 8;
-const NUM_FACTS = 6;
+const NUM_LOOKS = 18;
+const NUM_FACTS = 14;
 const WIDTH = 32;
-const PERCEPTRONS = [11, 14, 9].map((widthIn) => widthIn * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + 1);
+const WIDTHS_IN = [NUM_LOOKS + 3, NUM_LOOKS + 6, NUM_FACTS + 3];
+const PERCEPTRONS = WIDTHS_IN.map((widthIn) => widthIn * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + 1);
 const STATISTICS = 2 * NUM_LOOKS + 2 * NUM_FACTS;
 export const NUM_WEIGHTS = STATISTICS + PERCEPTRONS[0] + PERCEPTRONS[1] + PERCEPTRONS[2];
 
-/** As `waving_scorer` in tests/stages/test_click_answers.py. */
+/** As `waving_scorer` in tests/stages/test_superpixels.py. */
 export function wavingScorer(): ClickScorer {
-  return new ClickScorer(Float32Array.from({ length: NUM_WEIGHTS }, (_, at) => 0.4 * Math.sin(1.3 * at) + Number(at < STATISTICS)));
+  return new ClickScorer(Float32Array.from({ length: NUM_WEIGHTS }, (_, at) => 0.4 * Math.sin(1.9 * at) + Number(at < STATISTICS)));
 }
 
 /** An output is worth what the model says of it, a region less than any. */
@@ -23,7 +24,7 @@ export function trustingScorer(): ClickScorer {
   const ofRegion = STATISTICS + PERCEPTRONS[0];
   const ofOutput = ofRegion + PERCEPTRONS[1];
   weights[ofOutput - 1] = -9; // of the regions' last layer, the bias
-  const second = ofOutput + 9 * WIDTH + WIDTH;
+  const second = ofOutput + WIDTHS_IN[2] * WIDTH + WIDTH;
   weights[ofOutput] = weights[second] = weights[second + WIDTH * WIDTH + WIDTH] = 1;
   return new ClickScorer(weights);
 }

@@ -38,6 +38,7 @@ describe("a mask in the making", () => {
     expect(session.chosen).toBe(1);
     expect(area(session.mask)).toBe(16 * 32);
     expect(asked[0].maskInput).toBeNull();
+    expect(asked[0].before).toBeNull();
     expect(session.choose(2)).toBe(true);
     expect(area(session.mask)).toBe(24 * 32);
     expect(session.predictedIou).toBe(0.8);
@@ -48,14 +49,17 @@ describe("a mask in the making", () => {
     const session = begin(asked);
     await session.click({ x: 5, y: 6 }, 1);
     session.choose(0);
+    const before = session.mask;
     await session.click({ x: 9, y: 6 }, 0);
     expect(asked[1].labels).toEqual([1, 0]);
+    expect(asked[1].before).toBe(before);
     expect(asked[1].maskInput?.filter((logit) => logit > 0).length).toBe(2 * SIDE);
     expect(session.choices).toEqual([]);
     expect(session.choose(1)).toBe(false);
     await session.dragBox([1, 2, 3, 4]);
     expect(asked[2].points.length).toBe(2);
     expect(asked[2].box).toEqual([1, 2, 3, 4]);
+    expect(asked[2].before).toBeNull();
     expect(session.record()?.interactions.map((action) => action.output)).toEqual([0, 0, 0]);
   });
 
@@ -239,12 +243,12 @@ describe("masks of superpixels", () => {
 test("prompts are padded without a box, and a box is its two corners", () => {
   const points = [{ x: 10, y: 20 }];
   const size = { width: 100, height: 50 };
-  expect(toModel({ points, labels: [1], box: null, maskInput: null }, size, 1000)).toEqual({
+  expect(toModel({ points, labels: [1], box: null, maskInput: null, before: null }, size, 1000)).toEqual({
     pointCoords: [[100, 200], [0, 0]],
     pointLabels: [1, -1],
     maskInput: null,
   });
-  expect(toModel({ points, labels: [0], box: [1, 2, 3, 4], maskInput: null }, size, 1000)).toEqual({
+  expect(toModel({ points, labels: [0], box: [1, 2, 3, 4], maskInput: null, before: null }, size, 1000)).toEqual({
     pointCoords: [[100, 200], [10, 20], [30, 40]],
     pointLabels: [0, 2, 3],
     maskInput: null,

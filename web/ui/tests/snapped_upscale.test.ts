@@ -1,7 +1,8 @@
 import { expect, test } from "vitest";
 import { ClickScorer } from "../src/click_scorer";
 import { inputSize } from "../src/geometry";
-import { isEmpty } from "../src/mask";
+import { contains, isEmpty, subtract } from "../src/mask";
+import { firstClick, type Prompt } from "../src/prompt";
 import { encodeRle, type Size } from "../src/rle";
 import { type Superpixels, superpixelsOf, Upscales } from "../src/snapped_upscale";
 import { NUM_WEIGHTS, wavingScorer } from "./scorers";
@@ -38,6 +39,9 @@ function tiles(size: Size): Superpixels {
   };
 }
 
+/** Which the model alone answers, with its single output. */
+const A_BOX: Prompt = { points: [], labels: [], box: [0, 0, 1, 1], maskInput: null, before: null };
+
 const LOGITS: Record<string, (i: number, j: number, side: number) => number> = {
   waves: (i, j) => 3 * (Math.sin(i * 0.9 + 0.3) * Math.cos(j * 0.7) + 0.4 * Math.sin(i * j * 0.31)) - 1.2,
   blob: (i, j, side) => side / 5 - Math.hypot(i - side * 0.3, j - side * 0.4),
@@ -55,18 +59,26 @@ test.each(golden)("$logits become the engine's own mask of superpixels at $width
   const { mask, stabilityScore } = upscale.enlarge(logits);
   expect(encodeRle(mask, size).counts).toBe(expected.counts);
   expect(stabilityScore).toBeCloseTo(expected.stability, 6);
-  const [{ predictedIou }] = upscale.offer([{ logits, predictedIou: 0.7 }], null);
+  const [{ predictedIou }] = upscale.offer([{ logits, predictedIou: 0.7 }], A_BOX);
   expect(predictedIou).toBeCloseTo(expected.predictedIou, 6);
 });
 
-test.each(golden.filter(({ offered }) => offered))("one click at $width x $height is offered what the engine offers", (expected) => {
+test.each(golden.filter(({ offered }) => offered))("clicks at $width x $height are offered what the engine offers", (expected) => {
   const size = { width: expected.width, height: expected.height };
   const upscale = new Upscales(size, expected.imageSize, tiles(size)).of(true);
-  const outputs = ["waves", "blob", "nothing"].map((name, at) => ({
+  const outputs = ["blob", "waves", "blob", "nothing"].map((name, at) => ({
     logits: logitsOf(name, expected.imageSize / 4),
-    predictedIou: [0.7, 0.5, 0.3][at],
+    predictedIou: [0.6, 0.7, 0.5, 0.3][at],
   }));
-  const offers = upscale.offer(outputs, { x: Math.floor(size.width * 0.4), y: Math.floor(size.height * 0.3) });
+  const [first, second] = [[0.4, 0.3], [0.7, 0.6]].map(([x, y]) => ({ x: Math.floor(size.width * x), y: Math.floor(size.height * y) }));
+  const before = upscale.enlarge(outputs[1].logits).mask;
+  const further = { box: null, maskInput: outputs[1].logits, before };
+  const prompts: Prompt[] = [
+    firstClick(first),
+    { points: [first, second], labels: [1, 1], ...further },
+    { points: [second, first], labels: [1, 0], ...further },
+  ];
+  const offers = prompts.flatMap((prompt) => upscale.offer(outputs, prompt));
   const made = offers.map(({ drawn, predictedIou, output }) => {
     const { mask, stabilityScore } = upscale.enlarge(drawn);
     return { counts: encodeRle(mask, size).counts, stability: stabilityScore, predictedIou, output };
@@ -80,12 +92,30 @@ test.each(golden.filter(({ offered }) => offered))("one click at $width x $heigh
   );
 });
 
+test("a correction changes what is clicked, to the tile, and the rest not by a pixel", () => {
+  const size = { width: 225, height: 150 };
+  const upscale = new Upscales(size, 256, tiles(size)).of(true);
+  const outputs = ["nothing", "nothing", "nothing", "nothing"].map((name) => ({ logits: logitsOf(name, 64), predictedIou: 0 }));
+  const before = { x: 3, y: 40, width: 1, height: 70, bits: new Uint8Array(70).fill(1) };
+  const click = { x: 150, y: 100 };
+  const further = { box: null, maskInput: outputs[0].logits, before };
+  const [added] = upscale.offer(outputs, { points: [{ x: 3, y: 50 }, click], labels: [1, 1], ...further });
+  expect(added.output).toBeNull();
+  const { mask } = upscale.enlarge(added.drawn);
+  expect(contains(mask, click.x, click.y)).toBe(true);
+  const left = [...Array(150).keys()].filter((y) => contains(mask, 3, y) && !contains(mask, 2, y));
+  expect(left.length === 0 || left.every((y) => y >= 40 && y < 110)).toBe(true);
+  expect(subtract(before, mask).bits.includes(1)).toBe(false);
+  const [taken] = upscale.offer(outputs, { points: [click, { x: 3, y: 50 }], labels: [1, 0], ...further });
+  expect(contains(upscale.enlarge(taken.drawn).mask, 3, 50)).toBe(false);
+});
+
 test("an answer without a pixel is an empty mask of no worth", () => {
   const size = { width: 60, height: 40 };
   const upscale = new Upscales(size, 128, tiles(size)).of(true);
   const nothing = logitsOf("nothing", 32);
   expect(isEmpty(upscale.enlarge(nothing).mask)).toBe(true);
-  expect(upscale.offer([{ logits: nothing, predictedIou: 0.7 }], null)[0].predictedIou).toBe(0);
+  expect(upscale.offer([{ logits: nothing, predictedIou: 0.7 }], A_BOX)[0].predictedIou).toBe(0);
 });
 
 test("superpixels are read as the server packs them", () => {

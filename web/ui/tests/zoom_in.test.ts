@@ -1,10 +1,11 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { MaskPayload } from "../src/api";
-import { type Box, boxOf } from "../src/mask";
+import { type Box, boxOf, type Mask } from "../src/mask";
 import { type Answer, type ModelPrompt, type Near, type Prompt, toModel } from "../src/prompt";
 import { MaskSession } from "../src/session";
 import { Upscales } from "../src/snapped_upscale";
-import { ZoomIn } from "../src/zoom_in";
+import type { Enlarges } from "../src/upscale";
+import { within, ZoomIn } from "../src/zoom_in";
 
 const SIZE = { width: 96, height: 96 };
 const SIDE = 24; // of the logits: each cell is four image pixels wide
@@ -69,7 +70,7 @@ test("what fits into the crop is drawn from nearer, the rest as before", async (
   await session.click({ x: 48, y: 48 }, 1);
   expect(asked.map(({ crop }) => crop)).toEqual([CROP]);
   expect(asked[0].prompt).toEqual(
-    toModel({ points: [{ x: 16, y: 16 }], labels: [1], box: null, maskInput: null }, { width: 32, height: 32 }, 96),
+    toModel({ points: [{ x: 16, y: 16 }], labels: [1], box: null, maskInput: null, before: null }, { width: 32, height: 32 }, 96),
   );
   expect(session.choices).toEqual([0.6, 0.7, 0.94]);
   expect(boxOf(session.mask)).toEqual({ x0: 40, y0: 40, x1: 56, y1: 56 }); // half of the crop
@@ -100,6 +101,24 @@ test("clicks beyond the crop: one that adds forbids a second look, one that remo
   expect(session.predictedIou).toBe(0.5);
 });
 
+test("the crop's frame has what it shows of the mask before the last click", () => {
+  const square = (side: number): Mask => ({ x: 40, y: 44, width: side, height: side, bits: new Uint8Array(side * side).fill(1) });
+  const asked: Prompt = { points: [{ x: 48, y: 48 }, { x: 50, y: 40 }], labels: [1, 0], box: null, maskInput: null, before: square(8) };
+  expect(within(asked, CROP).before).toMatchObject({ x: 8, y: 12, width: 8, height: 8 });
+  expect(within({ ...asked, before: square(40) }, CROP).before).toBeNull();
+  const beyond = within({ ...asked, points: [asked.points[0], { x: 5, y: 5 }] }, CROP);
+  expect([beyond.before, beyond.labels]).toEqual([null, [1]]);
+});
+
+test("a mask made with regions by a click beyond the crop stands", async () => {
+  const zoom = new ZoomIn(SIZE, async (crop) => near(crop));
+  const drawn = FAR.lowResMasks.slice(0, CELLS);
+  const made = (output: number | null): Enlarges => ({ side: SIDE, enlarge: plain.enlarge.bind(plain), offer: () => [{ drawn, predictedIou: 0.5, output }] });
+  const prompt: Prompt = { points: [{ x: 48, y: 48 }, { x: 5, y: 5 }], labels: [1, 0], box: null, maskInput: drawn, before: null };
+  expect((await zoom.look(prompt, FAR, made(null))).near).toBeUndefined();
+  expect((await zoom.look(prompt, FAR, made(0))).near).toBeDefined();
+});
+
 test("a box is looked at from its middle, and not at all when it reaches out of the crop", async () => {
   await begin().dragBox([40, 44, 55, 51]);
   expect(asked[0].crop).toEqual(CROP);
@@ -128,7 +147,7 @@ test("the log says which answers were looked at twice, and they are taken up aga
 test("large answers ask for no second look", async () => {
   const zoom = new ZoomIn(SIZE, () => Promise.reject(new Error("not asked for")));
   const large = { ...FAR, lowResMasks: squares(9, 11, 8, 6) };
-  const prompt = { points: [{ x: 48, y: 48 }], labels: [1], box: null, maskInput: null };
+  const prompt = { points: [{ x: 48, y: 48 }], labels: [1], box: null, maskInput: null, before: null };
   expect(await zoom.look(prompt, large, plain)).toBe(large);
 });
 
