@@ -111,7 +111,8 @@ class ZoomInPredictor(Predictor):
     ) -> Answer:
         """As `Predictor.predict`. Clicks that take away something outside of the crop have had
         their say in the first look; one that adds something there, or a box that reaches out of
-        it, means an object too large for a second look.
+        it, means an object too large for a second look. Further clicks are answered there by the
+        model alone, which sees small objects better than their regions tell (docs/log.md).
         """
         far = super().predict(
             points,
@@ -138,7 +139,6 @@ class ZoomInPredictor(Predictor):
             tuple(label for _, label in held),
             box_xyxy=(*corners[0], *corners[1]) if corners else None,
             mask_input=None if mask_input is None else carry(mask_input[None], whole, view)[0],
-            before=_seen_in(view, before) if points and view.holds(points[-1]) else None,
             multimask_output=multimask_output,
         )
         return _merged(far, near, fits, view, whole)
@@ -195,11 +195,6 @@ def predictors_of_log(
         )
 
     return as_logged
-
-
-def _seen_in(view: View, mask: Mask | None) -> Mask | None:
-    """What a crop shows of a mask that fits it."""
-    return mask[view.slices] if mask is not None and view.fits(mask) else None
 
 
 def _centre(points: tuple[Point, ...], box_xyxy: BoxXyxy | None) -> Point:

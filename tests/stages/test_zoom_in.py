@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ import torch
 from fakes import ColourSam, rectangle
 from model.transforms import ResizeLongestSide
 from stages.assisted_manual import MaskSession, replay
-from stages.predictor import Answer, Pixels, Predictor, embed
+from stages.predictor import Pixels, Predictor, embed
 from stages.prompts import Point, mask_iou
 from stages.rle import Mask, decode_rle
 from stages.zoom_in import View, ZoomInPredictor, carry, predictor_of, predictors_of_log
@@ -79,34 +77,17 @@ def test_a_log_is_answered_again_as_each_of_its_actions_was() -> None:
     assert not np.array_equal(replay(lambda _: session.predictor, session.interactions[:1]), first)
 
 
-@pytest.mark.parametrize("reaches_out", [False, True])
-def test_a_second_look_corrects_a_mask_that_its_crop_shows(
-    reaches_out: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[tuple[tuple[int, int], Mask | None]] = []
-    answers = Predictor.predict
-
-    def listening(self: Predictor, *args: Any, before: Mask | None, **kwargs: Any) -> Answer:
-        told.append((self.size_hw, before))
-        return answers(self, *args, before=before, **kwargs)
-
-    monkeypatch.setattr(Predictor, "predict", listening)
+def test_further_clicks_are_answered_in_a_second_look_by_the_model_alone() -> None:
     pixels = painted(PEBBLE, WALL)
     _, _, sam = predictors(pixels)
     zooming = ZoomInPredictor(sam, pixels, embed(sam, pixels), snap=True)  # type: ignore[arg-type]
-    before = disc(PEBBLE_CENTRE, 9)
-    if reaches_out:
-        before |= disc((300.0, 300.0), 6)
-    click = (PEBBLE_CENTRE[0] + 10, PEBBLE_CENTRE[1])
-    zooming.predict((PEBBLE_CENTRE, click), (1, 1), before=before, multimask_output=False)
-    assert told[0][1] is before
-    (near_size, near_before), *_ = told[1:] or [(None, None)]
-    if reaches_out:
-        assert near_before is None
-    else:
-        assert near_size == (160, 160)
-        assert near_before is not None
-        assert near_before.sum() == before.sum()
+    click = (PEBBLE_CENTRE[0] + 8, PEBBLE_CENTRE[1])
+    before = disc(PEBBLE_CENTRE, 6)
+    answer = zooming.predict((PEBBLE_CENTRE, click), (1, 1), before=before, multimask_output=False)
+    assert answer.zoomed_in
+    assert answer.snapped
+    assert answer.are_regions == (False,)
+    assert mask_iou(answer.masks[0], PEBBLE) > 0.9
 
 
 def test_what_a_click_beyond_the_crop_has_mended_stands() -> None:

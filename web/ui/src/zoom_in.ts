@@ -68,14 +68,13 @@ function holds({ x0, y0, x1, y1 }: Box, { x, y }: Point): boolean {
 }
 
 /** The prompt in the crop's frame, but for its mask input; clicks beyond it have had their say in the first look. */
-export function within({ points, labels, box, maskInput, before }: Prompt, crop: Box): Prompt {
+export function within({ points, labels, box, maskInput }: Prompt, crop: Box): Prompt {
   const held = points.map((point) => holds(crop, point));
-  const isCorrected = before && held[held.length - 1] && fits(before, crop);
   return {
     points: points.filter((_, index) => held[index]).map(({ x, y }) => ({ x: x - crop.x0, y: y - crop.y0 })),
     labels: labels.filter((_, index) => held[index]),
     box: box && box.map((value, index) => value - (index % 2 ? crop.y0 : crop.x0)),
     maskInput,
-    before: isCorrected ? { ...before, x: before.x - crop.x0, y: before.y - crop.y0 } : null,
+    before: null, // the model alone answers further clicks
   };
 }

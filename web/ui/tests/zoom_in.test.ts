@@ -101,13 +101,10 @@ test("clicks beyond the crop: one that adds forbids a second look, one that remo
   expect(session.predictedIou).toBe(0.5);
 });
 
-test("the crop's frame has what it shows of the mask before the last click", () => {
-  const square = (side: number): Mask => ({ x: 40, y: 44, width: side, height: side, bits: new Uint8Array(side * side).fill(1) });
-  const asked: Prompt = { points: [{ x: 48, y: 48 }, { x: 50, y: 40 }], labels: [1, 0], box: null, maskInput: null, before: square(8) };
-  expect(within(asked, CROP).before).toMatchObject({ x: 8, y: 12, width: 8, height: 8 });
-  expect(within({ ...asked, before: square(40) }, CROP).before).toBeNull();
-  const beyond = within({ ...asked, points: [asked.points[0], { x: 5, y: 5 }] }, CROP);
-  expect([beyond.before, beyond.labels]).toEqual([null, [1]]);
+test("in the crop's frame a click beyond it is left out, and the model alone answers", () => {
+  const before: Mask = { x: 40, y: 44, width: 2, height: 1, bits: Uint8Array.of(1, 1) };
+  const asked: Prompt = { points: [{ x: 48, y: 49 }, { x: 5, y: 5 }], labels: [1, 0], box: null, maskInput: null, before };
+  expect(within(asked, CROP)).toEqual({ points: [{ x: 16, y: 17 }], labels: [1], box: null, maskInput: null, before: null });
 });
 
 test("a mask made with regions by a click beyond the crop stands", async () => {
