@@ -53,11 +53,15 @@ def test_a_click_in_the_middle_of_a_region_means_that_region() -> None:
     known = clicks([40_000.0, 5_000.0])
     facts = scorer.facts_mean.repeat(1, 3, 1)
     ious = torch.full((1, 2, 3), 0.2)
+    found = []
     for middle, other in ((0, 1), (1, 0)):
         looks[0, middle, [0, 7]] = torch.tensor([1.0, 0.0])
         looks[0, other, [0, 7]] = torch.tensor([0.2, 10.0])
-        found = worth(scorer, Clicks(looks, known.areas, facts, ious))[3:]
-        assert found[middle] > found[other] + 0.1
+        found.append(worth(scorer, Clicks(looks, known.areas, facts, ious))[3:])
+        assert found[-1][middle] > found[-1][other]
+    of_large, of_small = torch.stack(found).T
+    assert of_large[0] > of_large[1] + 0.05
+    assert of_small[1] > of_small[0]
 
 
 def test_weights_that_were_cut_off_are_named(
