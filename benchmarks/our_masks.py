@@ -46,6 +46,8 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     ),
 }
 OTHER = "other"
+LARGEST_PRODUCT = 2048
+"""Rows and columns of the matrices by whose product the speed of this machine is known."""
 
 
 def main() -> None:
@@ -148,15 +150,20 @@ def watch(owner: Any, function: str, cost: StageCost) -> None:
     setattr(owner, function, timed)
 
 
-def product_speed(dtype: torch.dtype, side: int = 2048) -> float:
-    """FLOP a second of a large matrix product, best of a few."""
-    a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-    best = 0.0
-    for _ in range(8):
-        started = time.monotonic()
-        torch.mm(a, b)
-        best = max(best, 2 * side**3 / (time.monotonic() - started))
-    return best
+def product_speed(dtype: torch.dtype) -> float:
+    """FLOP a second of a matrix product, best of a few, as large as takes less than a second: a
+    processor without bf16 takes minutes for the largest."""
+    side = 256
+    while True:
+        a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+        best = np.inf
+        for _ in range(8):
+            started = time.monotonic()
+            torch.mm(a, b)
+            best = min(best, time.monotonic() - started)
+        if side == LARGEST_PRODUCT or 8 * best > 1:
+            return float(2 * side**3 / best)
+        side *= 2
 
 
 if __name__ == "__main__":
