@@ -49,14 +49,21 @@ class InteractionConfig(BaseModel):
     self_report_weight: float = Field(default=0.0, ge=0)
     """Of the loss of `SelfReport`, in pretraining only (ours)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the model under autocast; losses and weights stay fp32."""
+    """bf16 runs the model under autocast; losses and weights stay fp32. A processor without it
+    would take twenty times as long, and computes in fp32."""
 
     @property
     def num_interactions(self) -> int:
         return 1 + self.num_corrections + self.num_repeats
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        enabled = self.precision == "bf16" and has_bf16(device)
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether products in bf16 are not emulated."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True)

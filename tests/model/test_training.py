@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from model import interactions
 from model.image_encoder import ViTConfig
 from model.mask_decoder import MaskPrediction
 from model.optimizer import (
@@ -159,13 +160,25 @@ def test_it_learns_to_tell_two_rectangles_apart() -> None:
     assert metrics[-1]["loss"] < 0.4 * metrics[0]["loss"]
 
 
-def test_bf16_computes_nearly_the_same_losses() -> None:
-    losses = [
+def losses_by_precision() -> tuple[float, float]:
+    exact, half = (
         Trainer(tiny_sam(), SHORT.model_copy(update={"precision": precision})).step(make_batch())
         for precision in ("fp32", "bf16")
-    ]
-    assert losses[1]["loss"] == pytest.approx(losses[0]["loss"], rel=0.02)
-    assert losses[1]["loss"] != losses[0]["loss"]
+    )
+    return exact["loss"], half["loss"]
+
+
+def test_bf16_computes_nearly_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interactions, "has_bf16", lambda _device: True)
+    exact, half = losses_by_precision()
+    assert half == pytest.approx(exact, rel=0.02)
+    assert half != exact
+
+
+def test_a_processor_that_emulates_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interactions, "has_bf16", lambda _device: False)
+    exact, half = losses_by_precision()
+    assert half == exact
 
 
 def test_a_frozen_encoder_is_neither_called_nor_changed_nor_saved(
