@@ -6,10 +6,10 @@
 The folders are COCO-style, `images/` beside `instances.json`. Regions that two people drew (or that
 nobody counted) are clicked three times: in their middle, somewhere in their inner half, and
 anywhere; and further clicks correct one of the answers, or that to a box. Taught are the IoUs of
-what may be answered with that region. What is held out
-(`benchmarks/seed_data.py`) is never trained on; the figures that are printed are of the held-out
-images of the split `train`. The clicks of each photograph are kept in the work folder and not made
-again when the same command is given again.
+what may be answered with that region, in the photograph and in crops of it, which are what a second
+look sees (`stages/zoom_in.py`). What is held out (`benchmarks/seed_data.py`) is never trained on;
+the figures that are printed are of the held-out images of the split `train`. The clicks of each
+photograph are kept in the work folder and not made again when the same command is given again.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from model.checkpoint import storable_weights
 from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks, ClickScorer
 from model.edge_detector import edge_detector_sha256
 from model.sam import Sam
+from model.transforms import ResizeLongestSide
 from stages.filters import mask_box
 from stages.given import given_logits
 from stages.predictor import MASK_THRESHOLD, Pixels, Predictor, embed_batch
@@ -43,13 +45,16 @@ from stages.prompts import Point, centre_click, error_region
 from stages.rle import decode_rle
 from stages.snapped_upscale import SnappedUpscale
 from stages.superpixels import CORRECTABLE, Superpixels
-from stages.unions import MOST_AROUND
+from stages.unions import DEEPEST, MOST_AROUND
+from stages.zoom_in import CROP_SHARE, FITS, View
 
 log = logging.getLogger("click_scorer")
 
 MIN_VOTES, MIN_AREA = 2, 100
-MOST_REGIONS = 24
+MOST_REGIONS = 8
 """Of a photograph, chosen at random."""
+CROPS, MOST_IN_CROP = 2, 4
+"""Of a photograph, each around a region that it shows; and regions of each."""
 PLACES = (2.0, 1.0, 1.0)
 """How often a first click is taught, by the place in its region, see `places_in`: people aim."""
 FURTHER_CLICKS = 4
@@ -132,21 +137,41 @@ def main(arguments: list[str] | None = None) -> None:
 def taught_clicks_kept(
     image: LabelledImage, *, checkpoint: str, work: Path
 ) -> dict[str, NDArray[np.float32]]:
-    settings = MOST_REGIONS, PLACES, FURTHER_CLICKS, BESIDE_SHARE, BOX_SHARE, BOX_NOISE, BEST_SHARE
-    told = CORRECTABLE, MOST_AROUND, NUM_LOOKS, NUM_FACTS
-    made_by = checkpoint, edge_detector_sha256(), settings, told
+    regions = MIN_AREA, MOST_REGIONS, CROPS, MOST_IN_CROP, CROP_SHARE, FITS, PLACES
+    corrections = FURTHER_CLICKS, BESIDE_SHARE, BOX_SHARE, BOX_NOISE, BEST_SHARE
+    told = CORRECTABLE, MOST_AROUND, DEEPEST, NUM_LOOKS, NUM_FACTS
+    made_by = checkpoint, edge_detector_sha256(), regions, corrections, told
     return arrays_kept(work, image, made_by, lambda: taught_clicks(sam_of(checkpoint), image))
 
 
 @torch.inference_mode()
 def taught_clicks(sam: Sam, image: LabelledImage) -> dict[str, NDArray[np.float32]]:
     """By the names of `Clicks` and `TaughtClicks`."""
+    rng = np.random.default_rng(0)
     with Image.open(image.path) as file:
-        teacher = Teacher(sam, np.asarray(file.convert("RGB")))
+        pixels = np.asarray(file.convert("RGB"))
     regions = [region for region in map(decode_rle, image.rles) if region.sum() >= MIN_AREA]
-    regions = [regions[i] for i in teacher.rng.permutation(len(regions))[:MOST_REGIONS]]
-    rows = [row for region in regions for row in teacher.rows(region)]
+    regions = [regions[i] for i in rng.permutation(len(regions))]
+    rows = [*rows_of(sam, pixels, regions[:MOST_REGIONS], rng)]
+    for view in crops_around(regions, ResizeLongestSide(pixels.shape[:2], sam.config.image_size)):
+        shown = [region[view.slices] for region in regions if view.fits(region)]
+        rows.extend(rows_of(sam, view.cut(pixels), shown[:MOST_IN_CROP], rng))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def crops_around(regions: Sequence[Mask], whole: ResizeLongestSide) -> Iterator[View]:
+    """Those that a second look takes at the first regions that fit into them."""
+    views = ((View.around(centre_click(region), whole), region) for region in regions)
+    return islice((view for view, region in views if view.fits(region)), CROPS)
+
+
+def rows_of(
+    sam: Sam, pixels: Pixels, regions: Sequence[Mask], rng: np.random.Generator
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """All that is taught of an image or a crop."""
+    teacher = Teacher(sam, pixels, rng)
+    for region in regions:
+        yield from teacher.rows(region)
 
 
 @dataclass(frozen=True)
@@ -165,8 +190,8 @@ class Prompted:
 class Teacher:
     """Clicks regions of an image as people might, and says what all answers would be worth."""
 
-    def __init__(self, sam: Sam, pixels: Pixels) -> None:
-        self.rng = np.random.default_rng(0)
+    def __init__(self, sam: Sam, pixels: Pixels, rng: np.random.Generator) -> None:
+        self._rng = rng
         self._superpixels = Superpixels(pixels)
         size_hw = pixels.shape[0], pixels.shape[1]
         self._predictor = Predictor(
@@ -175,20 +200,21 @@ class Teacher:
         self._upscale = SnappedUpscale(self._predictor.transform, self._superpixels)
 
     def rows(self, region: Mask) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Of the first click at each of three places, and of clicks that correct what one of them
-        gave, or a box."""
-        firsts = []
-        for place, share in zip(places_in(region, self.rng), PLACES, strict=True):
-            row, after = self._taught(region, Prompted(), place, 1, share)
-            firsts.append(after)
-            yield row
-        so_far = self._boxed(region) if self.rng.random() < BOX_SHARE else firsts[0]
+        """Of the first click at each of three places, and of clicks that correct what the middle
+        one gave, or a box."""
+        middle, *others = places_in(region, self._rng)
+        row, so_far = self._taught(region, Prompted(), middle, 1, PLACES[0])
+        yield row
+        for place, share in zip(others, PLACES[1:], strict=True):
+            yield self._taught(region, Prompted(), place, 1, share)[0]
+        if self._rng.random() < BOX_SHARE:
+            so_far = self._boxed(region)
         for _ in range(FURTHER_CLICKS):
             error = None if so_far.mask is None else error_region(so_far.mask, region)
             if error is None:
                 return
             wrong, label = error
-            place = places_in(wrong, self.rng)[int(self.rng.random() < BESIDE_SHARE)]
+            place = places_in(wrong, self._rng)[int(self._rng.random() < BESIDE_SHARE)]
             row, so_far = self._taught(region, so_far, place, label, 1.0)
             yield row
 
@@ -212,14 +238,14 @@ class Teacher:
 
     def _taken(self, ious: NDArray[np.float64]) -> int:
         """Mostly one of the best: whoever clicks sees what is wrong, and scorers err."""
-        rank = min(int(self.rng.geometric(BEST_SHARE)), len(ious)) - 1
+        rank = min(int(self._rng.geometric(BEST_SHARE)), len(ious)) - 1
         return int(np.argsort(-ious, kind="stable")[rank])
 
     def _boxed(self, region: Mask) -> Prompted:
         """After a box, as people draw them."""
         x0, y0, x1, y1 = mask_box(region)
         sides = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
-        drawn = np.array([x0, y0, x1, y1]) + self.rng.normal(0, BOX_NOISE, 4) * sides
+        drawn = np.array([x0, y0, x1, y1]) + self._rng.normal(0, BOX_NOISE, 4) * sides
         box = (float(drawn[0]), float(drawn[1]), float(drawn[2]), float(drawn[3]))
         answer = self._predictor.predict(box_xyxy=box, multimask_output=False)
         return Prompted((), (), box, answer.masks[0], answer.low_res_masks[0])

@@ -19,9 +19,9 @@ from model.shipped import sha256, shipped
 
 WEIGHTS = Path(__file__).with_name("click_scorer.safetensors")
 
-NUM_LOOKS = 18
-"""Numbers of a region and of the mask it makes (`stages/click_answers.py`)."""
-NUM_FACTS = 14
+NUM_LOOKS = 20
+"""Numbers of a region, of what it changes and of the mask it makes (`stages/click_answers.py`)."""
+NUM_FACTS = 17
 """Numbers of an output, first of all what the model says of it."""
 WIDTH = 32
 DROPOUT = 0.1

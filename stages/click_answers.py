@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from model.click_scorer import Clicks, shipped_click_scorer
 from stages.rle import Mask
 from stages.superpixels import Agreements, Superpixels
-from stages.unions import Values
+from stages.unions import Distances, Values, depth_looks
 
 NUM_OFFERED = 3
 ALIKE = 0.5
@@ -69,8 +69,9 @@ class Candidates:
         self._superpixels = superpixels
         self._of_head = of_head
         self.clicked = clicked
-        self._around = superpixels.unions.around(clicked.places_xy[-1])
         self._atoms = superpixels.atoms[tuple(np.transpose(clicked.places_xy)[::-1])]
+        self._distances = Distances.of(clicked.places_xy[-1], superpixels.atoms)
+        self._around = superpixels.unions.around(int(self._atoms[-1]), self._distances)
         unions = superpixels.unions.masks(self._around.which)
         before, adds = clicked.before[:, None], clicked.labels[-1] == 1
         self._changes = unions & ~before if adds else unions & before
@@ -88,13 +89,15 @@ class Candidates:
     def _looks(self, made: Mask, regions: Mask) -> Values:
         """(U, NUM_LOOKS) of the unions, of what they change, and of the masks they make."""
         areas, changes, around = self._superpixels.areas, self._changes, self._around
-        changed = areas @ changes
+        changed, depth = areas @ changes, self._distances.depths(changes)
         in_outputs = (areas[:, None] * changes).T @ made / np.maximum(changed, 1)[:, None]
         return np.column_stack(
             (
                 around.looks,
                 np.log(changed / areas.sum() + LEAST_SHARE),
                 changed / around.areas,
+                np.log(depth + 1),
+                depth / np.sqrt(np.maximum(changed, 1)),
                 in_outputs,
                 *self._after(regions),
             )
@@ -112,9 +115,18 @@ class Candidates:
                 np.log(areas @ made / areas.sum() + LEAST_SHARE),
                 made[self._atoms[-1]],
                 np.eye(len(self._of_head)),
+                *self._depth_in(made),
                 *self._after(made),
             )
         )
+
+    def _depth_in(self, masks: Mask) -> tuple[Values, ...]:
+        """Three times (N,), see `depth_looks`: how deep the last click lies in what masks (A, N)
+        add or take away as it asks."""
+        before = self.clicked.before[:, None]
+        changes = masks & ~before if self.clicked.labels[-1] else before & ~masks
+        greatest = self._superpixels.greatest_depths(changes)
+        return depth_looks(self._distances.depths(changes), greatest)
 
     def _after(self, masks: Mask) -> tuple[Values, ...]:
         """Four times (N,): clicks that masks (A, N) do not heed, their IoU with the mask before,

@@ -22,7 +22,7 @@ from model.transforms import ResizeLongestSide
 from stages.mask_looks import MaskLooks
 from stages.region_tree import RegionTree
 from stages.rle import Mask
-from stages.unions import Unions, Values
+from stages.unions import Unions, Values, greatest_depth
 
 SIDE = 512
 """Longest side of the work frame, in which the image is cut up."""
@@ -103,6 +103,10 @@ class Superpixels:
         )
         seen = mask[np.ix_(rows, columns)]
         return np.bincount(self.atoms[seen], minlength=len(self.areas)).astype(np.float64)
+
+    def greatest_depths(self, masks: Mask) -> Values:
+        """(N,) of masks (A, N): pixels from the deepest place of each to what is outside."""
+        return np.array([greatest_depth(mask[self.atoms]) for mask in masks.T])
 
     def smoothed(self, of_atoms: Values) -> list[Values]:
         """K times values (A, N), each replaced by the mean over its superpixel."""

@@ -12,6 +12,7 @@ from scipy import ndimage, sparse
 
 from stages.region_tree import Numbers, RegionTree
 from stages.rle import Mask
+from stages.windows import trimmed
 
 Values = NDArray[np.float64]
 
@@ -19,6 +20,34 @@ MOST_AROUND = 40
 """Unions that are looked at around a place, the largest."""
 DEEPEST = 10.0
 """Pixels by which a place misses the middle of a union; more counts as so many."""
+
+
+class Distances(NamedTuple):
+    """From a pixel of the work frame, in pixels."""
+
+    to_atoms: Values
+    """(A,) to the nearest pixel of each."""
+    to_end: float
+    """To what is outside of the frame."""
+
+    @classmethod
+    def of(cls, place_xy: tuple[int, int], atoms: Numbers) -> "Distances":
+        """
+        Args:
+            atoms: (H, W) which atom a pixel belongs to.
+        """
+        x, y = place_xy
+        height, width = atoms.shape
+        rows, columns = np.ogrid[:height, :width]
+        to_atoms = np.full(int(atoms.max()) + 1, np.inf)
+        np.minimum.at(to_atoms, atoms.ravel(), np.hypot(rows - y, columns - x).ravel())
+        return cls(to_atoms, min(x, y, width - 1 - x, height - 1 - y) + 1.0)
+
+    def depths(self, masks: Mask) -> Values:
+        """(N,) to what is outside of each of masks (A, N)."""
+        nearest = np.where(masks, np.inf, self.to_atoms[:, None]).min(axis=0)
+        depths: Values = np.minimum(nearest, self.to_end)
+        return depths
 
 
 class Around(NamedTuple):
@@ -66,20 +95,18 @@ class Unions:
         masks: Mask = (first <= members) & (members < end)
         return masks
 
-    def around(self, place_xy: tuple[int, int]) -> Around:
+    def around(self, atom: int, distances: Distances) -> Around:
         """
         Args:
-            place_xy: a pixel of the work frame.
+            atom: that a place lies in.
+            distances: from there.
         """
-        x, y = place_xy
-        height, width = self._regions.shape
-        rows, columns = np.ogrid[:height, :width]
         nearest = np.full(len(self.borders) + 1, np.inf)
-        np.minimum.at(nearest, self._regions.ravel(), np.hypot(rows - y, columns - x).ravel())
-        beyond = min(x, y, width - 1 - x, height - 1 - y) + 1.0  # the frame ends there
-        before = np.minimum.accumulate(np.concatenate(((beyond,), nearest)))
-        behind = np.minimum.accumulate(np.concatenate(((beyond,), nearest[::-1])))[::-1]
-        here = self._regions[y, x]
+        np.minimum.at(nearest, self._members, distances.to_atoms)
+        beyond = (distances.to_end,)
+        before = np.minimum.accumulate(np.concatenate((beyond, nearest)))
+        behind = np.minimum.accumulate(np.concatenate((beyond, nearest[::-1])))[::-1]
+        here = self._members[atom]
         which = np.flatnonzero((self.runs[:, 0] <= here) & (here < self.runs[:, 1]))
         which = which[np.argsort(-self.areas[which], kind="stable")][:MOST_AROUND]
         first, end = self.runs[which].T
@@ -91,15 +118,16 @@ class Unions:
         ends = np.concatenate(((1.0,), self.borders, (1.0,)))
         outward = np.minimum(ends[first], ends[end])
         within = np.array([self.borders[a : b - 1].max(initial=0) for a, b in self.runs[which]])
+        share, log_deepest, missed = depth_looks(depth, deepest)
         looks = (
-            np.minimum(depth / deepest, 1),
-            np.log(deepest),
-            np.log(areas / (height * width)),
+            share,
+            log_deepest,
+            np.log(areas / self._regions.size),
             outward,
             within,
             outward - within,
             deepest / np.sqrt(areas),
-            np.minimum(deepest - depth, DEEPEST),
+            missed,
         )
         return Around(which, areas, np.stack(looks, axis=1))
 
@@ -114,8 +142,7 @@ class Unions:
             rows = slice(tops[first:end].min(), bottoms[first:end].max())
             columns = slice(lefts[first:end].min(), rights[first:end].max())
             seen = self._regions[rows, columns]
-            mask = np.pad((first <= seen) & (seen < end), 1)
-            depths[union] = ndimage.distance_transform_edt(mask).max()
+            depths[union] = greatest_depth((first <= seen) & (seen < end))
         return depths
 
     def _shared_with(self, masks: Mask) -> Values:
@@ -124,3 +151,18 @@ class Unions:
         up_to = np.concatenate((np.zeros((1, masks.shape[1])), up_to))
         shared: Values = up_to[self.runs[:, 1]] - up_to[self.runs[:, 0]]
         return shared
+
+
+def depth_looks(depth: Values, deepest: Values) -> tuple[Values, Values, Values]:
+    """Of places in masks, N times: how deep each lies as a share of the deepest place, the
+    logarithm of that one's depth, and by how many pixels it misses the middle."""
+    deepest = np.maximum(deepest, 1)
+    return np.minimum(depth / deepest, 1), np.log(deepest), np.minimum(deepest - depth, DEEPEST)
+
+
+def greatest_depth(mask: Mask) -> float:
+    """Of a mask (H, W): pixels from its deepest place to what is outside, of the frame as well."""
+    window = trimmed(mask, (0, 0))
+    if window is None:
+        return 0.0
+    return float(ndimage.distance_transform_edt(np.pad(window.mask, 1)).max())

@@ -6,9 +6,10 @@ to the model enlarged. Here the model is asked in the whole image first, and an 
 into the crop is drawn again there. It costs a second encoding for each such object.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from model.sam import Sam
 from model.transforms import ResizeLongestSide
 from stages.given import given_logits
 from stages.predictor import Answer, Pixels, Predictor, embed
-from stages.prompts import Point
+from stages.prompts import Point, mask_iou
 from stages.records import Interaction
 from stages.rle import Mask
 from stages.superpixels import Superpixels
 
+T = TypeVar("T")
 BoxXyxy = tuple[float, float, float, float]
 
 # Axes: M outputs, s the side of low-resolution logits.
@@ -111,8 +113,8 @@ class ZoomInPredictor(Predictor):
     ) -> Answer:
         """As `Predictor.predict`. Clicks that take away something outside of the crop have had
         their say in the first look; one that adds something there, or a box that reaches out of
-        it, means an object too large for a second look. Further clicks are answered there by the
-        model alone, which sees small objects better than their regions tell (docs/log.md).
+        it, means an object too large for a second look. What the crop shows of the mask that the
+        last click corrects goes along.
         """
         far = super().predict(
             points,
@@ -129,7 +131,8 @@ class ZoomInPredictor(Predictor):
         object_points = [*corners, *(point for point, label in clicks if label == 1)]
         if not any(fits) or not all(map(view.holds, object_points)):
             return far
-        if any(far.are_regions) and not view.holds(points[-1]):
+        shows_last = bool(points) and view.holds(points[-1])
+        if any(far.are_regions) and not shows_last:
             return far  # of what that click has mended the crop shows nothing
         held = [(view.within(point), label) for point, label in clicks if view.holds(point)]
         corners = [view.within(corner) for corner in corners]
@@ -139,6 +142,7 @@ class ZoomInPredictor(Predictor):
             tuple(label for _, label in held),
             box_xyxy=(*corners[0], *corners[1]) if corners else None,
             mask_input=None if mask_input is None else carry(mask_input[None], whole, view)[0],
+            before=before[view.slices] if before is not None and shows_last else None,
             multimask_output=multimask_output,
         )
         return _merged(far, near, fits, view, whole)
@@ -224,25 +228,40 @@ def carry(low_res_masks: Tensor, source: View, target: View) -> Tensor:
 
 
 def _merged(far: Answer, near: Answer, fits: list[bool], view: View, whole: View) -> Answer:
-    """The first look's answer, with each output that fits the crop as it was drawn there."""
-    looks = [near if fit else far for fit in fits]
-    masks = list(far.masks)
-    low_res = torch.where(
-        torch.tensor(fits)[:, None, None],
-        carry(near.low_res_masks, view, whole),
-        far.low_res_masks,
-    )
-    for output in np.flatnonzero(fits):
-        masks[output] = np.zeros_like(far.masks[output])
-        masks[output][view.slices] = near.masks[output]
-        if near.are_regions[output]:
-            low_res[output] = given_logits(masks[output], whole.transform)
+    """The first look's answer, with each mask that fits the crop as it was drawn there."""
+    placed = [np.zeros_like(far.masks[0]) for _ in near.masks]
+    for mask, of_crop in zip(placed, near.masks, strict=True):
+        mask[view.slices] = of_crop
+    carried = list(carry(near.low_res_masks, view, whole))
+    for one in np.flatnonzero(near.are_regions):
+        carried[one] = given_logits(placed[one], whole.transform)
+    drawn = _drawn_again(far, placed, fits)
+
+    def merged(of_far: Iterable[T], of_near: Sequence[T]) -> tuple[T, ...]:
+        return tuple(
+            one if again is None else of_near[again]
+            for one, again in zip(of_far, drawn, strict=True)
+        )
+
     return Answer(
-        masks=tuple(masks),
-        predicted_iou=tuple(look.predicted_iou[k] for k, look in enumerate(looks)),
-        stability_score=tuple(look.stability_score[k] for k, look in enumerate(looks)),
-        low_res_masks=low_res,
-        are_regions=tuple(look.are_regions[k] for k, look in enumerate(looks)),
+        masks=merged(far.masks, placed),
+        predicted_iou=merged(far.predicted_iou, near.predicted_iou),
+        stability_score=merged(far.stability_score, near.stability_score),
+        low_res_masks=torch.stack(merged(far.low_res_masks, carried)),
+        are_regions=merged(far.are_regions, near.are_regions),
         snapped=far.snapped,
         zoomed_in=True,
     )
+
+
+def _drawn_again(far: Answer, near: Sequence[Mask], fits: list[bool]) -> list[int | None]:
+    """Which mask of the second look each of the first one's is, None where it stands. The model's
+    outputs are known by their number; masks made of superpixels go by likeness, each once."""
+    if not far.snapped:
+        return [number if fit else None for number, fit in enumerate(fits)]
+    drawn: list[int | None] = [None] * len(fits)
+    left = list(range(len(near)))
+    for one in np.flatnonzero(fits):
+        likeness = [mask_iou(far.masks[one], near[other]) for other in left]
+        drawn[one] = left.pop(int(np.argmax(likeness)))
+    return drawn

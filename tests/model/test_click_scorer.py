@@ -51,12 +51,15 @@ def test_a_click_in_the_middle_of_a_region_means_that_region() -> None:
     looks[0, :, 9] = 1  # all of them is new
     looks[0, :, -4:] = torch.tensor([0.0, 0.0, 1.0, 1.0])  # the first click, which adds
     known = clicks([40_000.0, 5_000.0])
+    root = known.areas[0].sqrt()
     facts = scorer.facts_mean.repeat(1, 3, 1)
     ious = torch.full((1, 2, 3), 0.2)
     found = []
     for middle, other in ((0, 1), (1, 0)):
         looks[0, middle, [0, 7]] = torch.tensor([1.0, 0.0])
         looks[0, other, [0, 7]] = torch.tensor([0.2, 10.0])
+        depth = looks[0, :, 0] * looks[0, :, 1].exp()
+        looks[0, :, 10], looks[0, :, 11] = (depth + 1).log(), depth / root
         found.append(worth(scorer, Clicks(looks, known.areas, facts, ious))[3:])
         assert found[-1][middle] > found[-1][other]
     of_large, of_small = torch.stack(found).T

@@ -8,7 +8,7 @@ from torch import Tensor
 from fakes import rectangle, tiny_sam
 from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks
 from model.transforms import ResizeLongestSide
-from stages.click_answers import NUM_OFFERED
+from stages.click_answers import NUM_OFFERED, Candidates
 from stages.predictor import Answer, Pixels, Predictor, embed
 from stages.prompts import Point, centre_click, mask_iou
 from stages.rle import Mask
@@ -135,7 +135,9 @@ def test_what_a_scorer_is_told_of_a_correction(monkeypatch: pytest.MonkeyPatch) 
     assert looks.shape == (len(areas), NUM_LOOKS)
     assert facts.shape == (4, NUM_FACTS)
     assert ious.shape == (len(areas), 4)
-    change, share, *in_outputs, unheeded, with_before, label, number = looks[:, 8:].T
+    change, share, log_depth, depth_by_root, *in_outputs, unheeded, with_before, label, number = (
+        looks[:, 8:].T
+    )
     whole = int(np.flatnonzero(areas == 0)[0])  # all is taken away, with the first click
     assert np.exp(change[whole]) == pytest.approx(large.mean(), rel=0.05)
     assert unheeded[whole] == 1
@@ -143,6 +145,9 @@ def test_what_a_scorer_is_told_of_a_correction(monkeypatch: pytest.MonkeyPatch) 
     assert share[whole] == pytest.approx(large.mean(), rel=0.05)
     alone = int(np.abs(areas - small.sum() * 512**2 / 320**2).argmin())
     assert unheeded[alone] == 0
+    depth = np.exp(log_depth[alone]) - 1  # the click lies in the middle of what that takes away
+    assert depth == pytest.approx(35 * 512 / 320, abs=3)
+    assert depth_by_root[alone] == pytest.approx(35 / np.sqrt(ring.sum()), rel=0.1)
     assert with_before[alone] == pytest.approx(small.sum() / large.sum(), abs=0.03)
     assert all(((one >= 0) & (one <= 1)).all() for one in in_outputs)
     assert (label == 0).all()
@@ -200,3 +205,22 @@ def test_where_all_that_may_be_meant_is_alike_three_are_offered_all_the_same() -
     answer = predictor.predict(((10.0, 10.0),), (1,), multimask_output=True)
     assert len(answer.masks) == NUM_OFFERED
     assert answer.masks[0].all()
+
+
+def test_how_deep_a_click_lies_in_what_outputs_change() -> None:
+    pixels, large, small = nested()
+    superpixels = Superpixels(pixels)
+    shown = np.stack([large, small, np.zeros_like(large)])
+    masks = np.stack([2 * superpixels.pixels_of(mask) > superpixels.areas for mask in shown], 1)
+    outputs = superpixels.agreements(masks, superpixels.smoothed(masks - 0.5))
+    upscale = SnappedUpscale(ResizeLongestSide(SIZE_HW, 256), superpixels)
+    clicked = upscale.clicked((centre_click(large & ~small),), (0,), large)
+    known = Candidates(superpixels, outputs, np.ones(3, dtype=np.float32), clicked).known()
+    share, log_deepest, missed = known.facts[0, :, 9:12].T.tolist()
+    unchanged, of_ring, of_large = range(3)
+    assert (share[unchanged], log_deepest[unchanged], missed[unchanged]) == (0, 0, 1)
+    assert share[of_ring] == pytest.approx(1, abs=0.05)
+    assert np.exp(log_deepest[of_ring]) == pytest.approx(35 * 512 / 320, abs=3)
+    assert missed[of_ring] < 3
+    assert share[of_large] == pytest.approx(35 / 60, abs=0.05)
+    assert missed[of_large] == 10

@@ -197,6 +197,7 @@ def page_logits(name: str, side: int) -> Tensor:
     logits = {
         "waves": 3 * (np.sin(i * 0.9 + 0.3) * np.cos(j * 0.7) + 0.4 * np.sin(i * j * 0.31)) - 1.2,
         "blob": side / 5 - np.hypot(i - side * 0.3, j - side * 0.4),
+        "stripes": 3 * np.sin(j * 0.37 + 0.2),
         "nothing": np.full((side, side), -9),
     }[name]
     return torch.from_numpy(logits.astype(np.float32))
@@ -236,7 +237,7 @@ def waving_scorer() -> ClickScorer:
     at = 0
     for parameter in scorer.parameters():
         numbers = torch.arange(at, at + parameter.numel(), dtype=torch.float64)
-        values = 0.4 * torch.sin(1.9 * numbers) + (numbers < statistics)
+        values = 0.4 * torch.sin(2.3 * numbers) + (numbers < statistics)
         parameter.data.copy_(values.reshape(parameter.shape))
         at += parameter.numel()
     return scorer
@@ -251,7 +252,7 @@ def page_offers(size_hw: tuple[int, int], image_size: int) -> list[dict[str, Any
     head = np.array([0.6, 0.7, 0.5, 0.3], dtype=np.float32)
     height, width = size_hw
     first, second = (width * 0.4 // 1, height * 0.3 // 1), (width * 0.7 // 1, height * 0.6 // 1)
-    before = drawn(upscale, answers[1], size_hw)
+    before = drawn(upscale, page_logits("stripes", image_size // 4), size_hw)
     made = []
     for points, labels, mask in (
         ((first,), (1,), None),

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ import torch
 from fakes import ColourSam, rectangle
 from model.transforms import ResizeLongestSide
 from stages.assisted_manual import MaskSession, replay
-from stages.predictor import Pixels, Predictor, embed
+from stages.predictor import Answer, Pixels, Predictor, embed
 from stages.prompts import Point, mask_iou
 from stages.rle import Mask, decode_rle
 from stages.zoom_in import View, ZoomInPredictor, carry, predictor_of, predictors_of_log
@@ -77,17 +79,63 @@ def test_a_log_is_answered_again_as_each_of_its_actions_was() -> None:
     assert not np.array_equal(replay(lambda _: session.predictor, session.interactions[:1]), first)
 
 
-def test_further_clicks_are_answered_in_a_second_look_by_the_model_alone() -> None:
+@pytest.mark.parametrize("spilled", [0.0, 90.0])
+def test_a_second_look_corrects_what_its_crop_shows_of_a_mask(
+    spilled: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A click beside it takes away what is no pebble, also where that ends beyond the crop."""
+    told: list[Mask | None] = []
+    answers = Predictor.predict
+
+    def listening(self: Predictor, *args: Any, before: Mask | None, **kwargs: Any) -> Answer:
+        told.append(before)
+        return answers(self, *args, before=before, **kwargs)
+
+    monkeypatch.setattr(Predictor, "predict", listening)
     pixels = painted(PEBBLE, WALL)
     _, _, sam = predictors(pixels)
     zooming = ZoomInPredictor(sam, pixels, embed(sam, pixels), snap=True)  # type: ignore[arg-type]
-    click = (PEBBLE_CENTRE[0] + 8, PEBBLE_CENTRE[1])
-    before = disc(PEBBLE_CENTRE, 6)
-    answer = zooming.predict((PEBBLE_CENTRE, click), (1, 1), before=before, multimask_output=False)
+    x, y = PEBBLE_CENTRE
+    before = PEBBLE | rectangle(SIZE_HW, int(y) - 4, int(x), int(y) + 4, int(x + 40 + spilled))
+    clicks = PEBBLE_CENTRE, (x + 25, y)
+    answer = zooming.predict(clicks, (1, 0), before=before, multimask_output=False)
+    crop = View.around(PEBBLE_CENTRE, zooming.transform).slices
+    whole, shown = told
+    assert whole is before
+    np.testing.assert_array_equal(shown, before[crop])
+    assert before[crop].sum() < before.sum() or not spilled
     assert answer.zoomed_in
-    assert answer.snapped
-    assert answer.are_regions == (False,)
     assert mask_iou(answer.masks[0], PEBBLE) > 0.9
+
+
+@pytest.mark.parametrize("snapped", [False, True])
+def test_masks_of_superpixels_are_drawn_again_as_those_most_like_them(
+    snapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs of the model as those of their number, which says how much of an object they are."""
+    _, zooming, _ = predictors(painted(PEBBLE, WALL))
+    crop = View.around(PEBBLE_CENTRE, zooming.transform).slices
+
+    def looked(self: Predictor, *_args: object, **_kwargs: object) -> Answer:
+        is_near = self is not zooming
+        radii = (12, 40, 24) if is_near else (42, 25, 10)
+        masks = (
+            disc(PEBBLE_CENTRE, radius)[crop] if is_near else disc(PEBBLE_CENTRE, radius)
+            for radius in radii
+        )
+        regions = (True, False, False) if is_near else (False,) * 3
+        worth = (0.5, 0.9, 0.7) if is_near else (0.1, 0.2, 0.3)
+        return Answer(tuple(masks), worth, worth, torch.zeros(3, 64, 64), regions, snapped=snapped)
+
+    monkeypatch.setattr(Predictor, "predict", looked)
+    answer = zooming.predict((PEBBLE_CENTRE,), (1,), multimask_output=True)
+    order = (40, 24, 12) if snapped else (12, 40, 24)
+    assert answer.predicted_iou == ((0.9, 0.7, 0.5) if snapped else (0.5, 0.9, 0.7))
+    assert answer.are_regions == ((False, False, True) if snapped else (True, False, False))
+    for mask, radius in zip(answer.masks, order, strict=True):
+        np.testing.assert_array_equal(mask, disc(PEBBLE_CENTRE, radius))
+    levels = [float(logits.max()) for logits in answer.low_res_masks]
+    assert [level > 5 for level in levels] == list(answer.are_regions)
 
 
 def test_what_a_click_beyond_the_crop_has_mended_stands() -> None:

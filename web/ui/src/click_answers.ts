@@ -1,6 +1,8 @@
 /** What somebody means who clicks, as stages/click_answers.py has it. */
 
 import type { ClickScorer } from "./click_scorer";
+import { depthLooks, Distances, greatestDepth } from "./depths";
+import type { Superpixels } from "./snapped_upscale";
 import type { Around, Unions } from "./unions";
 
 /** IoU from which on, of two masks, only the one of more worth is offered. */
@@ -47,6 +49,7 @@ export interface Place {
 /** All that may be meant by the last of some clicks. */
 export class Candidates {
   private readonly made: Uint8Array[];
+  private readonly distances: Distances;
   private readonly around: Around;
   /** What each union around the click changes, and the mask that it makes. */
   private readonly changes: Uint8Array[];
@@ -57,16 +60,19 @@ export class Candidates {
   constructor(
     private readonly outputs: readonly OutputMask[],
     private readonly clicked: Clicked,
+    private readonly superpixels: Superpixels,
     private readonly areas: Float64Array,
     unions: Unions,
   ) {
     const { before } = clicked;
     this.made = outputs.map(({ mask }) => mask);
-    this.around = unions.around(this.lastPlace.x, this.lastPlace.y);
+    const { x, y, atom } = this.lastPlace;
+    this.distances = new Distances(superpixels, areas.length, x, y);
+    this.around = unions.around(atom, this.distances);
     this.whole = areas.reduce((sum, area) => sum + area, 0);
     const changeable = before.map((inside) => Number(inside !== this.lastLabel));
-    this.changes = this.around.which.map((union) => unions.mask(union).map((inside, atom) => inside & changeable[atom]));
-    this.regions = this.changes.map((change) => change.map((changed, atom) => changed ^ before[atom]));
+    this.changes = this.around.which.map((union) => unions.mask(union).map((inside, at) => inside & changeable[at]));
+    this.regions = this.changes.map((change) => change.map((changed, at) => changed ^ before[at]));
   }
 
   /** So many, the largest first, and none that does not heed the last click while there are others. */
@@ -88,10 +94,13 @@ export class Candidates {
     const { around, areas } = this;
     return this.changes.map((change, at) => {
       const changed = sizeOf(change, areas);
+      const depth = this.distances.depth(change);
       return [
         ...around.looks[at],
         Math.log(changed / this.whole + LEAST_SHARE),
         changed / around.areas[at],
+        Math.log(depth + 1),
+        depth / Math.sqrt(Math.max(changed, 1)),
         ...this.made.map((mask) => sharedOf(change, mask, areas) / Math.max(changed, 1)),
         ...this.after(this.regions[at]),
       ];
@@ -107,8 +116,16 @@ export class Candidates {
       Math.log(sizeOf(mask, this.areas) / this.whole + LEAST_SHARE),
       mask[this.lastPlace.atom],
       ...this.outputs.map((_, other) => Number(other === output)),
+      ...this.depthIn(mask),
       ...this.after(mask),
     ]);
+  }
+
+  /** How deep the last click lies in what a mask adds or takes away as it asks. */
+  private depthIn(mask: Uint8Array): number[] {
+    const { before } = this.clicked;
+    const change = mask.map((inside, atom) => Number(inside === this.lastLabel && before[atom] !== inside));
+    return depthLooks(this.distances.depth(change), greatestDepth(this.superpixels, change));
   }
 
   /** Clicks that a mask does not heed, its IoU with the mask before, what was clicked last and the number of clicks. */

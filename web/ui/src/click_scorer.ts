@@ -1,7 +1,7 @@
 /** What a click means: the worth of masks by the regions that hold it, as model/click_scorer.py has it. */
 
-const NUM_LOOKS = 18;
-const NUM_FACTS = 14;
+const NUM_LOOKS = 20;
+const NUM_FACTS = 17;
 const WIDTH = 32;
 const FARTHEST = 4;
 const RELATIONS = 3;

@@ -299,16 +299,22 @@ export class MaskSession {
     const { near } = answer;
     if (!near) return far;
     const { crop } = near;
-    const areSmall = far.map(({ drawn }) => fits(upscale.enlarge(drawn.logits).mask, crop));
+    const masks = far.map((one) => enlarged(one).mask);
+    const areSmall = masks.map((mask) => fits(mask, crop));
     if (!areSmall.includes(true)) return far;
     const closer = this.closer(near).of(snaps);
-    const offers = closer.offer(outputsOf(near), within(prompt, crop));
-    return far.map((one, index) => {
-      if (!areSmall[index]) return one;
-      const { drawn: logits, predictedIou, output } = offers[index];
+    const again = closer.offer(outputsOf(near), within(prompt, crop)).map(({ drawn: logits, predictedIou, output }) => {
       const drawn = { logits, upscale: closer, crop };
       const carried = output === null ? this.givenAs(drawn) : logitsOf({ lowResMasks: near.carried }, output);
       return { logits: carried, predictedIou, drawn };
+    });
+    // The model's outputs are known by their number; masks made of superpixels go by likeness, each once.
+    const isSnapped = snaps && this.upscales.canSnap;
+    return far.map((one, index) => {
+      if (!areSmall[index]) return one;
+      if (!isSnapped) return again[index];
+      const likeness = again.map((other) => iouOf(masks[index], enlarged(other).mask));
+      return again.splice(likeness.indexOf(Math.max(...likeness)), 1)[0];
     });
   }
 

@@ -168,7 +168,7 @@ class SnappedUpscale implements Enlarges {
     }
     const said = outputs.map(({ logits, predictedIou: ofHead }) => ({ ...this.inAtoms(logits), ofHead }));
     const clicked = this.clickedBy(prompt);
-    const candidates = new Candidates(said, clicked, this.areas, this.unions);
+    const candidates = new Candidates(said, clicked, this.superpixels, this.areas, this.unions);
     const found = candidates.likeliest(isOne ? NUM_OFFERED : 1, this.superpixels.clickScorer);
     const source = prompt.before && { mask: prompt.before, inAtoms: this.inImage(clicked.before) };
     return found.map(({ mask, predictedIou, output }) => ({

@@ -1,11 +1,10 @@
 /** What edges alone put together of an image: to compare masks with, and to take for an answer. As stages/unions.py. */
 
+import { type Distances, depthLooks } from "./depths";
 import type { Superpixels } from "./snapped_upscale";
 
 /** Unions that are looked at around a place, the largest. */
 const MOST_AROUND = 40;
-/** Pixels by which a place misses the middle of a union; more counts as so many. */
-const DEEPEST = 10;
 
 /** The unions that hold a place, one within the other, largest first. */
 export interface Around {
@@ -48,16 +47,16 @@ export class Unions {
     return Uint8Array.from(this.members, (member) => Number(first <= member && member < end));
   }
 
-  /** Of a pixel of the superpixels' frame. */
-  around(x: number, y: number): Around {
-    const { width, height, atoms, borders, depths } = this.superpixels;
-    const nearest = this.nearest(x, y);
-    const beyond = Math.min(x, y, width - 1 - x, height - 1 - y) + 1; // the frame ends there
-    const before = new Float64Array(this.count + 1).fill(beyond);
-    const behind = new Float64Array(this.count + 1).fill(beyond);
+  /** Of a pixel that lies in an atom; `distances`: from there. */
+  around(atom: number, { toAtoms, toEnd }: Distances): Around {
+    const { width, height, borders, depths } = this.superpixels;
+    const nearest = new Float64Array(this.count).fill(Infinity);
+    toAtoms.forEach((distance, at) => (nearest[this.members[at]] = Math.min(nearest[this.members[at]], distance)));
+    const before = new Float64Array(this.count + 1).fill(toEnd);
+    const behind = new Float64Array(this.count + 1).fill(toEnd);
     for (let at = 0; at < this.count; at++) before[at + 1] = Math.min(before[at], nearest[at]);
     for (let at = this.count - 1; at >= 0; at--) behind[at] = Math.min(behind[at + 1], nearest[at]);
-    const here = this.members[atoms[y * width + x]];
+    const here = this.members[atom];
     const which: number[] = [];
     for (let union = 0; union < depths.length; union++) {
       const [first, end] = this.run(union);
@@ -66,36 +65,22 @@ export class Unions {
     which.sort((one, other) => this.areaOf(other) - this.areaOf(one)).splice(MOST_AROUND);
     const looks = which.map((union) => {
       const [first, end] = this.run(union);
-      const [depth, deepest] = [Math.min(before[first], behind[end]), depths[union]];
+      const [share, logDeepest, missed] = depthLooks(Math.min(before[first], behind[end]), depths[union]);
       const outward = Math.min(first > 0 ? borders[first - 1] : 1, end < this.count ? borders[end - 1] : 1);
       const within = borders.subarray(first, end - 1).reduce((most, border) => Math.max(most, border), 0);
       const area = this.areaOf(union);
       return [
-        Math.min(depth / deepest, 1),
-        Math.log(deepest),
+        share,
+        logDeepest,
         Math.log(area / (width * height)),
         outward,
         within,
         outward - within,
-        deepest / Math.sqrt(area),
-        Math.min(deepest - depth, DEEPEST),
+        depths[union] / Math.sqrt(area),
+        missed,
       ];
     });
     return { which, areas: which.map((union) => this.areaOf(union)), looks };
-  }
-
-  /** Of each superpixel, how far its nearest pixel is. */
-  private nearest(x: number, y: number): Float64Array {
-    const { width, height, atoms } = this.superpixels;
-    const squares = new Float64Array(this.count).fill(Infinity);
-    for (let row = 0, at = 0; row < height; row++) {
-      for (let column = 0; column < width; column++, at++) {
-        const member = this.members[atoms[at]];
-        const square = (row - y) ** 2 + (column - x) ** 2;
-        if (square < squares[member]) squares[member] = square;
-      }
-    }
-    return squares.map(Math.sqrt);
   }
 
   private run(union: number): [number, number] {

@@ -4,7 +4,7 @@
  */
 
 import { type Point, cropAround } from "./geometry";
-import { type Box, shareWithin } from "./mask";
+import { type Box, cropped, shareWithin } from "./mask";
 import { type Answer, type ModelPrompt, type Near, outputsOf, type Prompt, toModel } from "./prompt";
 import { inTime } from "./retry";
 import type { Size } from "./rle";
@@ -67,14 +67,18 @@ function holds({ x0, y0, x1, y1 }: Box, { x, y }: Point): boolean {
   return x0 <= x && x < x1 && y0 <= y && y < y1;
 }
 
-/** The prompt in the crop's frame, but for its mask input; clicks beyond it have had their say in the first look. */
-export function within({ points, labels, box, maskInput }: Prompt, crop: Box): Prompt {
+/**
+ * The prompt in the crop's frame, but for its mask input; clicks beyond it have had their say in the first look. What the
+ * crop shows of the mask that the last click corrects goes along.
+ */
+export function within({ points, labels, box, maskInput, before }: Prompt, crop: Box): Prompt {
   const held = points.map((point) => holds(crop, point));
+  const shown = before && held[held.length - 1] ? cropped(before, crop) : null;
   return {
     points: points.filter((_, index) => held[index]).map(({ x, y }) => ({ x: x - crop.x0, y: y - crop.y0 })),
     labels: labels.filter((_, index) => held[index]),
     box: box && box.map((value, index) => value - (index % 2 ? crop.y0 : crop.x0)),
     maskInput,
-    before: null, // the model alone answers further clicks
+    before: shown && { ...shown, x: shown.x - crop.x0, y: shown.y - crop.y0 },
   };
 }

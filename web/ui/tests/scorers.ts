@@ -2,8 +2,8 @@
 
 import { ClickScorer } from "../src/click_scorer";
 
-const NUM_LOOKS = 18;
-const NUM_FACTS = 14;
+const NUM_LOOKS = 20;
+const NUM_FACTS = 17;
 const WIDTH = 32;
 const WIDTHS_IN = [NUM_LOOKS + 3, NUM_LOOKS + 6, NUM_FACTS + 3];
 const PERCEPTRONS = WIDTHS_IN.map((widthIn) => widthIn * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + 1);
@@ -12,7 +12,7 @@ export const NUM_WEIGHTS = STATISTICS + PERCEPTRONS[0] + PERCEPTRONS[1] + PERCEP
 
 /** As `waving_scorer` in tests/stages/test_superpixels.py. */
 export function wavingScorer(): ClickScorer {
-  return new ClickScorer(Float32Array.from({ length: NUM_WEIGHTS }, (_, at) => 0.4 * Math.sin(1.9 * at) + Number(at < STATISTICS)));
+  return new ClickScorer(Float32Array.from({ length: NUM_WEIGHTS }, (_, at) => 0.4 * Math.sin(2.3 * at) + Number(at < STATISTICS)));
 }
 
 /** An output is worth what the model says of it, a region less than any. */

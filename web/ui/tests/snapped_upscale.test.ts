@@ -45,6 +45,7 @@ const A_BOX: Prompt = { points: [], labels: [], box: [0, 0, 1, 1], maskInput: nu
 const LOGITS: Record<string, (i: number, j: number, side: number) => number> = {
   waves: (i, j) => 3 * (Math.sin(i * 0.9 + 0.3) * Math.cos(j * 0.7) + 0.4 * Math.sin(i * j * 0.31)) - 1.2,
   blob: (i, j, side) => side / 5 - Math.hypot(i - side * 0.3, j - side * 0.4),
+  stripes: (_i, j) => 3 * Math.sin(j * 0.37 + 0.2),
   nothing: () => -9,
 };
 
@@ -71,7 +72,7 @@ test.each(golden.filter(({ offered }) => offered))("clicks at $width x $height a
     predictedIou: [0.6, 0.7, 0.5, 0.3][at],
   }));
   const [first, second] = [[0.4, 0.3], [0.7, 0.6]].map(([x, y]) => ({ x: Math.floor(size.width * x), y: Math.floor(size.height * y) }));
-  const before = upscale.enlarge(outputs[1].logits).mask;
+  const before = upscale.enlarge(logitsOf("stripes", expected.imageSize / 4)).mask;
   const further = { box: null, maskInput: outputs[1].logits, before };
   const prompts: Prompt[] = [
     firstClick(first),
