@@ -113,8 +113,8 @@ class ZoomInPredictor(Predictor):
     ) -> Answer:
         """As `Predictor.predict`. Clicks that take away something outside of the crop have had
         their say in the first look; one that adds something there, or a box that reaches out of
-        it, means an object too large for a second look. What the crop shows of the mask that the
-        last click corrects goes along.
+        it, means an object too large for a second look. Further clicks are answered there by the
+        model alone, which sees small objects better than their regions tell (docs/log.md).
         """
         far = super().predict(
             points,
@@ -131,8 +131,7 @@ class ZoomInPredictor(Predictor):
         object_points = [*corners, *(point for point, label in clicks if label == 1)]
         if not any(fits) or not all(map(view.holds, object_points)):
             return far
-        shows_last = bool(points) and view.holds(points[-1])
-        if any(far.are_regions) and not shows_last:
+        if any(far.are_regions) and not view.holds(points[-1]):
             return far  # of what that click has mended the crop shows nothing
         held = [(view.within(point), label) for point, label in clicks if view.holds(point)]
         corners = [view.within(corner) for corner in corners]
@@ -142,7 +141,6 @@ class ZoomInPredictor(Predictor):
             tuple(label for _, label in held),
             box_xyxy=(*corners[0], *corners[1]) if corners else None,
             mask_input=None if mask_input is None else carry(mask_input[None], whole, view)[0],
-            before=before[view.slices] if before is not None and shows_last else None,
             multimask_output=multimask_output,
         )
         return _merged(far, near, fits, view, whole)

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -79,32 +77,16 @@ def test_a_log_is_answered_again_as_each_of_its_actions_was() -> None:
     assert not np.array_equal(replay(lambda _: session.predictor, session.interactions[:1]), first)
 
 
-@pytest.mark.parametrize("spilled", [0.0, 90.0])
-def test_a_second_look_corrects_what_its_crop_shows_of_a_mask(
-    spilled: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A click beside it takes away what is no pebble, also where that ends beyond the crop."""
-    told: list[Mask | None] = []
-    answers = Predictor.predict
-
-    def listening(self: Predictor, *args: Any, before: Mask | None, **kwargs: Any) -> Answer:
-        told.append(before)
-        return answers(self, *args, before=before, **kwargs)
-
-    monkeypatch.setattr(Predictor, "predict", listening)
+def test_further_clicks_are_answered_in_a_second_look_by_the_model_alone() -> None:
     pixels = painted(PEBBLE, WALL)
     _, _, sam = predictors(pixels)
     zooming = ZoomInPredictor(sam, pixels, embed(sam, pixels), snap=True)  # type: ignore[arg-type]
-    x, y = PEBBLE_CENTRE
-    before = PEBBLE | rectangle(SIZE_HW, int(y) - 4, int(x), int(y) + 4, int(x + 40 + spilled))
-    clicks = PEBBLE_CENTRE, (x + 25, y)
-    answer = zooming.predict(clicks, (1, 0), before=before, multimask_output=False)
-    crop = View.around(PEBBLE_CENTRE, zooming.transform).slices
-    whole, shown = told
-    assert whole is before
-    np.testing.assert_array_equal(shown, before[crop])
-    assert before[crop].sum() < before.sum() or not spilled
+    click = (PEBBLE_CENTRE[0] + 8, PEBBLE_CENTRE[1])
+    before = disc(PEBBLE_CENTRE, 6)
+    answer = zooming.predict((PEBBLE_CENTRE, click), (1, 1), before=before, multimask_output=False)
     assert answer.zoomed_in
+    assert answer.snapped
+    assert answer.are_regions == (False,)
     assert mask_iou(answer.masks[0], PEBBLE) > 0.9
 
 

@@ -55,17 +55,6 @@ export function shareWithin(mask: Mask, box: Box): number {
   return inside / Math.max(1, area(mask)) || Number(isEmpty(mask));
 }
 
-/** What lies in a box. */
-export function cropped(mask: Mask, box: Box): Mask {
-  const { x0, y0, x1, y1 } = common(boxOf(mask), box);
-  const bits = new Uint8Array((x1 - x0) * (y1 - y0));
-  for (let y = y0; y < y1; y++) {
-    const row = (y - mask.y) * mask.width - mask.x;
-    bits.set(mask.bits.subarray(row + x0, row + x1), (y - y0) * (x1 - x0));
-  }
-  return { x: x0, y: y0, width: x1 - x0, height: y1 - y0, bits };
-}
-
 export function contains(mask: Mask, x: number, y: number): boolean {
   const column = Math.floor(x) - mask.x;
   const row = Math.floor(y) - mask.y;

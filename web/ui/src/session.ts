@@ -13,7 +13,7 @@ import { type Answer, firstClick, logitsOf, type Near, outputsOf, type Prompt } 
 import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
 import { Upscales } from "./snapped_upscale";
 import type { Enlarged, Enlarges } from "./upscale";
-import { fits, within } from "./zoom_in";
+import { drawnAgain, fits, within } from "./zoom_in";
 
 interface Offered {
   /** In the frame of the whole image; the next prompt's mask input. */
@@ -308,14 +308,8 @@ export class MaskSession {
       const carried = output === null ? this.givenAs(drawn) : logitsOf({ lowResMasks: near.carried }, output);
       return { logits: carried, predictedIou, drawn };
     });
-    // The model's outputs are known by their number; masks made of superpixels go by likeness, each once.
-    const isSnapped = snaps && this.upscales.canSnap;
-    return far.map((one, index) => {
-      if (!areSmall[index]) return one;
-      if (!isSnapped) return again[index];
-      const likeness = again.map((other) => iouOf(masks[index], enlarged(other).mask));
-      return again.splice(likeness.indexOf(Math.max(...likeness)), 1)[0];
-    });
+    const drawn = drawnAgain(masks, areSmall, again.map((one) => enlarged(one).mask), snaps && this.upscales.canSnap);
+    return far.map((one, index) => (drawn[index] === null ? one : again[drawn[index]]));
   }
 
   /** Of a region that the model has not made, as if it had. */

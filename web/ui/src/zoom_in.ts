@@ -4,7 +4,7 @@
  */
 
 import { type Point, cropAround } from "./geometry";
-import { type Box, cropped, shareWithin } from "./mask";
+import { type Box, iouOf, type Mask, shareWithin } from "./mask";
 import { type Answer, type ModelPrompt, type Near, outputsOf, type Prompt, toModel } from "./prompt";
 import { inTime } from "./retry";
 import type { Size } from "./rle";
@@ -48,8 +48,27 @@ export class ZoomIn {
   }
 }
 
-export function fits(mask: Parameters<typeof shareWithin>[0], crop: Box): boolean {
+export function fits(mask: Mask, crop: Box): boolean {
   return shareWithin(mask, crop) >= FITS;
+}
+
+/**
+ * Which mask of the second look each of the first one's is, null where it stands. The model's outputs are known by their
+ * number; masks made of superpixels go by likeness, each once.
+ */
+export function drawnAgain(
+  far: readonly Mask[],
+  areSmall: readonly boolean[],
+  near: readonly Mask[],
+  areSnapped: boolean,
+): (number | null)[] {
+  const left = near.map((_, number) => number);
+  return far.map((mask, number) => {
+    if (!areSmall[number]) return null;
+    if (!areSnapped) return number;
+    const likeness = left.map((other) => iouOf(mask, near[other]));
+    return left.splice(likeness.indexOf(Math.max(...likeness)), 1)[0];
+  });
 }
 
 /** Of the object, as far as its first prompt tells. */
@@ -67,18 +86,14 @@ function holds({ x0, y0, x1, y1 }: Box, { x, y }: Point): boolean {
   return x0 <= x && x < x1 && y0 <= y && y < y1;
 }
 
-/**
- * The prompt in the crop's frame, but for its mask input; clicks beyond it have had their say in the first look. What the
- * crop shows of the mask that the last click corrects goes along.
- */
-export function within({ points, labels, box, maskInput, before }: Prompt, crop: Box): Prompt {
+/** The prompt in the crop's frame, but for its mask input; clicks beyond it have had their say in the first look. */
+export function within({ points, labels, box, maskInput }: Prompt, crop: Box): Prompt {
   const held = points.map((point) => holds(crop, point));
-  const shown = before && held[held.length - 1] ? cropped(before, crop) : null;
   return {
     points: points.filter((_, index) => held[index]).map(({ x, y }) => ({ x: x - crop.x0, y: y - crop.y0 })),
     labels: labels.filter((_, index) => held[index]),
     box: box && box.map((value, index) => value - (index % 2 ? crop.y0 : crop.x0)),
     maskInput,
-    before: shown && { ...shown, x: shown.x - crop.x0, y: shown.y - crop.y0 },
+    before: null, // the model alone answers further clicks
   };
 }

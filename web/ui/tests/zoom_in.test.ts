@@ -5,7 +5,7 @@ import { type Answer, type ModelPrompt, type Near, type Prompt, toModel } from "
 import { MaskSession } from "../src/session";
 import { Upscales } from "../src/snapped_upscale";
 import type { Enlarges } from "../src/upscale";
-import { within, ZoomIn } from "../src/zoom_in";
+import { drawnAgain, within, ZoomIn } from "../src/zoom_in";
 
 const SIZE = { width: 96, height: 96 };
 const SIDE = 24; // of the logits: each cell is four image pixels wide
@@ -101,14 +101,18 @@ test("clicks beyond the crop: one that adds forbids a second look, one that remo
   expect(session.predictedIou).toBe(0.5);
 });
 
-test("the crop's frame has what it shows of the mask before the last click", () => {
-  const before: Mask = { x: 40, y: 44, width: 40, height: 2, bits: new Uint8Array(80).fill(1) };
-  const asked: Prompt = { points: [{ x: 48, y: 48 }, { x: 50, y: 40 }], labels: [1, 0], box: null, maskInput: null, before };
-  const points = [{ x: 16, y: 16 }, { x: 18, y: 8 }];
-  const shown = { x: 8, y: 12, width: 24, height: 2, bits: new Uint8Array(48).fill(1) };
-  expect(within(asked, CROP)).toEqual({ points, labels: [1, 0], box: null, maskInput: null, before: shown });
-  const beyond = within({ ...asked, points: [asked.points[0], { x: 5, y: 5 }] }, CROP);
-  expect(beyond).toEqual({ points: [points[0]], labels: [1], box: null, maskInput: null, before: null });
+test("in the crop's frame a click beyond it is left out, and the model alone answers", () => {
+  const before: Mask = { x: 40, y: 44, width: 2, height: 1, bits: Uint8Array.of(1, 1) };
+  const asked: Prompt = { points: [{ x: 48, y: 49 }, { x: 5, y: 5 }], labels: [1, 0], box: null, maskInput: null, before };
+  expect(within(asked, CROP)).toEqual({ points: [{ x: 16, y: 17 }], labels: [1], box: null, maskInput: null, before: null });
+});
+
+test("masks of superpixels are drawn again as those most like them, the model's by their number", () => {
+  const square = (side: number): Mask => ({ x: 40, y: 44, width: side, height: side, bits: new Uint8Array(side * side).fill(1) });
+  const [far, near] = [[20, 12, 5], [6, 13, 9]].map((sides) => sides.map(square));
+  expect(drawnAgain(far, [true, true, true], near, true)).toEqual([1, 2, 0]);
+  expect(drawnAgain(far, [false, false, true], near, true)).toEqual([null, null, 0]);
+  expect(drawnAgain(far, [false, true, true], near, false)).toEqual([null, 1, 2]);
 });
 
 test("a mask made with regions by a click beyond the crop stands", async () => {
