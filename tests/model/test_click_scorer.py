@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -42,29 +43,28 @@ def test_what_is_far_from_all_that_was_taught_still_has_an_iou() -> None:
     assert ((found >= 0) & (found <= 1)).all()
 
 
-def test_a_click_in_the_middle_of_a_region_speaks_for_that_region() -> None:
-    """Of two regions, a place is in the middle of the one, or of the other."""
+@pytest.mark.parametrize(("deepest", "area"), [(54.0, 40_000.0), (20.0, 5_000.0)])
+def test_a_click_in_the_middle_of_a_region_speaks_for_that_region(
+    deepest: float, area: float
+) -> None:
     scorer = shipped_click_scorer()
-    looks = scorer.looks_mean.repeat(1, 2, 1).clone()
-    looks[0, :, 1] = torch.tensor([4.0, 3.0])  # logarithms of the depths
-    looks[0, :, 2] = looks[0, :, 8] = torch.tensor([-2.0, -4.0])  # and of their shares of the image
-    looks[0, :, 9] = 1  # all of them is new
-    looks[0, :, -4:] = torch.tensor([0.0, 0.0, 1.0, 1.0])  # the first click, which adds
-    known = clicks([40_000.0, 5_000.0])
-    root = known.areas[0].sqrt()
+    root, log_share, first_click = area**0.5, np.log(area / 200_000), [0.0, 0.0, 1.0, 1.0]
     facts = scorer.facts_mean.repeat(1, 3, 1).clone()
-    facts[0, :, -4:] = looks[0, 0, -4:]
-    ious = torch.full((1, 2, 3), 0.2)
+    facts[0, :, -4:] = torch.tensor(first_click)
+    ious = torch.full((1, 1, 3), 0.5)
     found = []
-    for middle, other in ((0, 1), (1, 0)):
-        looks[0, middle, [0, 7]] = torch.tensor([1.0, 0.0])
-        looks[0, other, [0, 7]] = torch.tensor([0.2, 10.0])
-        depth = looks[0, :, 0] * looks[0, :, 1].exp()
-        looks[0, :, 10], looks[0, :, 11] = (depth + 1).log(), depth / root
-        found.append(worth(scorer, Clicks(looks, known.areas, facts, ious))[3:])
-    of_large, of_small = torch.stack(found).T
-    assert of_large[0] > 1.3 * of_large[1]
-    assert of_small[1] > 1.3 * of_small[0]
+    for depth in (deepest, deepest / 5):
+        looks = scorer.looks_mean.repeat(1, 1, 1).clone()
+        place = [depth / deepest, np.log(deepest), log_share]
+        missed = min(deepest - depth, 10)
+        looks[0, 0, :3] = torch.tensor(place)
+        looks[0, 0, 6:12] = torch.tensor(
+            [deepest / root, missed, log_share, 1, np.log(depth + 1), depth / root]
+        )
+        looks[0, 0, -4:] = torch.tensor(first_click)
+        found.append(worth(scorer, Clicks(looks, torch.tensor([[area]]), facts, ious))[3])
+    middle, aside = found
+    assert middle > 1.5 * aside
 
 
 def test_weights_that_were_cut_off_are_named(
