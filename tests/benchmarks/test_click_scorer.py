@@ -145,7 +145,7 @@ def test_clicks_of_the_training_side_are_made_once(
     monkeypatch.setattr(click_scorer, "sam_of", lambda _checkpoint: sam)
     monkeypatch.setattr(click_scorer, "taught_clicks", recorded)
     monkeypatch.setattr(click_scorer, "ProcessPoolExecutor", OneAfterAnother)
-    monkeypatch.setattr(click_scorer, "MOST_REGIONS", 2)
+    monkeypatch.setattr(click_scorer, "MOST_REGIONS", 1)
     monkeypatch.setattr(click_scorer, "CROPS", 1)
     monkeypatch.setattr(click_scorer, "MOST_IN_CROP", 1)
     monkeypatch.setattr(seed_data, "HELD_OUT_SHARE", 0.5)
