@@ -153,12 +153,8 @@ export function strokeMask(
   size: { width: number; height: number },
 ): Mask {
   if (points.length === 0) return EMPTY;
-  const xs = points.map((point) => point.x);
-  const ys = points.map((point) => point.y);
-  const x0 = Math.max(0, Math.floor(Math.min(...xs) - radius));
-  const y0 = Math.max(0, Math.floor(Math.min(...ys) - radius));
-  const x1 = Math.min(size.width, Math.ceil(Math.max(...xs) + radius) + 1);
-  const y1 = Math.min(size.height, Math.ceil(Math.max(...ys) + radius) + 1);
+  const [x0, x1] = reached(points.map(({ x }) => x), radius, size.width);
+  const [y0, y1] = reached(points.map(({ y }) => y), radius, size.height);
   if (x1 <= x0 || y1 <= y0) return EMPTY;
   const [width, height] = [x1 - x0, y1 - y0];
   const bits = new Uint8Array(width * height);
@@ -217,6 +213,13 @@ export function strokeMask(
       return ex * ex + ey * ey <= radius * radius;
     }
   }
+}
+
+/** From where to where, end exclusive, pixels of a side lie within `radius` of these places; there may be 100,000. */
+function reached(places: readonly number[], radius: number, side: number): [number, number] {
+  const first = places.reduce((a, b) => Math.min(a, b));
+  const last = places.reduce((a, b) => Math.max(a, b));
+  return [Math.max(0, Math.floor(first - radius)), Math.min(side, Math.ceil(last + radius) + 1)];
 }
 
 /** 0 for two empty masks. */

@@ -41,6 +41,8 @@ test("a dab of the brush is a disc, a stroke a band, and neither leaves the imag
   const corner = strokeMask([{ x: -1, y: -1 }, { x: 1, y: 1 }], 3, SIZE);
   expect([corner.x, corner.y]).toEqual([0, 0]);
   expect(strokeMask([{ x: -9, y: -9 }], 3, SIZE)).toBe(EMPTY);
+  const long = Array.from({ length: 200_000 }, (_, at) => ({ x: at % 5, y: 3 }));
+  expect(strokeMask(long, 2, SIZE)).toEqual(strokeMask([{ x: 0, y: 3 }, { x: 4, y: 3 }], 2, SIZE));
 });
 
 /** Looks at every pixel for every part of the stroke. */
