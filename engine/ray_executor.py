@@ -6,6 +6,11 @@ two, nobody knows which was to blame, so each is tried again alone on an actor.
 
 An actor is given work once it has started, not before: what replaces the actors of a lost machine
 may wait for a place for ever, while the others go on.
+
+A process whose device has failed fails everything, and fast, so it is the one that is always idle:
+left alone, it would take all that is tried again. So an actor on which several units failed in a row
+is replaced, and what must be alone goes where the last unit did not fail. As long as others work,
+an actor that cannot start is tried again and again, ever more slowly: its machine may be ill.
 """
 
 import logging
@@ -26,7 +31,13 @@ from engine.executor import Failed, Outcome, Unit, run_unit
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-MAX_FAILED_STARTS = 3
+DEAD_STARTS, MAX_FAILED_STARTS = 3, 16
+"""In a row, where none has started: as many as there are workers, but at least and at most so many.
+What a worker says of itself is said once by each."""
+MAX_FAILED_UNITS = 3
+"""In a row, on one actor."""
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
+"""Before an actor starts in the place of one that failed, for each failure in a row; at most."""
 PATIENCE_SECONDS = 60.0
 """Without any worker, until we say that we wait for one."""
 
@@ -36,11 +47,19 @@ class _Worker:
         self._context = WorkerContext(spec)
         self._context.pin_threads()
 
-    def start(self) -> None:
+    def start(self, pause: float) -> None:
+        """Raises EngineError, which names the machine."""
+        time.sleep(pause)
+        try:
+            self._load()
+        except Exception as error:  # whatever a disk, a network or a device may raise
+            raise EngineError(f"on {platform.node()}: {error}") from error
+
+    def _load(self) -> None:
         if not self._context.store.exists(layout.CONFIG):
             raise EngineError(
-                f"the run's folder {self._context.store.uri} is not visible on "
-                f"{platform.node()}; use a disk that all machines share, or an object store"
+                f"the run's folder {self._context.store.uri} is not visible; use a disk that all "
+                "machines share, or an object store"
             )
         if self._context.spec.checkpoint:
             _ = self._context.checkpoint
@@ -63,6 +82,8 @@ class _Slot:
     """Units by the reference of their outcome, oldest first."""
     solo: bool = False
     """Its unit must not be joined by another."""
+    failures: int = 0
+    """In a row: of its units, and of the starts and units of those whose place it took."""
 
     def room(self) -> int:
         started = self.starting is None
@@ -100,22 +121,25 @@ class RayExecutor:
             ray.kill(slot.actor)
         self._slots = []
 
-    def _start_actor(self) -> _Slot:
+    def _start_actor(self, failures: int = 0) -> _Slot:
         options = {
             "num_cpus": self._spec.threads,
             "num_gpus": self._gpus,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self._spec.threads)}},
         }
         actor = _Actor.options(**options).remote(self._spec)
-        return _Slot(actor=actor, starting=actor.start.remote())
+        pause = min(failures * PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        return _Slot(actor=actor, starting=actor.start.remote(pause), failures=failures)
 
     def _assign(self) -> None:
         """First those that must be alone, each to an idle actor; then the queue, evenly.
 
         While one waits to be alone nobody is given more, or no actor might ever become idle.
         """
-        for slot in self._slots:
-            if self._alone and slot.starting is None and not slot.running:
+        started = [slot for slot in self._slots if slot.starting is None]
+        sound = [slot for slot in started if slot.failures == 0]
+        for slot in sound or started:
+            if self._alone and not slot.running:
                 slot.solo = True
                 self._send(slot, self._alone.popleft())
         while self._queue and not self._alone:
@@ -150,21 +174,25 @@ class RayExecutor:
         try:
             ray.get(slot.starting)
         except RayTaskError as error:
-            raise EngineError(f"workers cannot start: {error.cause}") from error
+            self._failed_to_start(slot, str(error.cause), is_said=True)
         except RayError as error:
-            log.warning("a worker died while loading the model (%s); replaced", error)
-            if any(other.starting is None for other in self._slots):
-                self._failed_starts = 0  # it may have been its machine, the model loads elsewhere
-            else:
-                self._failed_starts += 1
-            if self._failed_starts >= MAX_FAILED_STARTS:
-                raise EngineError(
-                    f"{self._failed_starts} workers in a row died while loading the model: {error}"
-                ) from error
-            self._replace(slot)
-            return
-        slot.starting = None
-        self._failed_starts = 0
+            self._failed_to_start(slot, f"it died while loading the model: {error}", is_said=False)
+        else:
+            slot.starting = None
+            self._failed_starts = 0
+
+    def _failed_to_start(self, slot: _Slot, reason: str, *, is_said: bool) -> None:
+        """
+        Args:
+            is_said: by the worker itself, which did not die of it.
+        """
+        others_work = any(other.starting is None for other in self._slots)
+        self._failed_starts = 0 if others_work else self._failed_starts + 1
+        least = 1 if is_said else DEAD_STARTS
+        if self._failed_starts >= min(max(least, len(self._slots)), MAX_FAILED_STARTS):
+            raise EngineError(f"workers cannot start: {reason}")
+        log.warning("a worker cannot start: %s; replaced", reason)
+        self._replace(slot, slot.failures + 1)
 
     def _finished(self, slot: _Slot, ref: Any) -> list[Outcome]:
         unit = slot.running[ref]
@@ -176,22 +204,27 @@ class RayExecutor:
             return self._died(slot, type(error).__name__)
         del slot.running[ref]
         slot.solo = False
+        has_failed = isinstance(outcome, Failed) and not outcome.storage and not outcome.unavailable
+        slot.failures = slot.failures + 1 if has_failed else 0
+        if has_failed and slot.failures % MAX_FAILED_UNITS == 0:
+            log.warning("%d units in a row failed on one worker; replaced", slot.failures)
+            self._queue.extendleft(self._replace(slot, slot.failures))
         return [outcome]
 
     def _died(self, slot: _Slot, reason: str) -> list[Outcome]:
-        units = self._replace(slot)
+        units = self._replace(slot, failures=0)
         log.warning("a worker died (%s) with %d units in hand; replaced", reason, len(units))
         if len(units) == 1:
             return [Failed(units[0], f"its worker died ({reason})")]
         self._alone.extend(units)
         return []
 
-    def _replace(self, slot: _Slot) -> list[Unit]:
-        """Start a new actor in a dead one's place; returns what the dead one had in hand."""
+    def _replace(self, slot: _Slot, failures: int) -> list[Unit]:
+        """Start a new actor in another's place; returns what that one had in hand."""
         ray.kill(slot.actor)  # it may only be out of sight
         units = list(slot.running.values())
         slot.running.clear()
-        self._slots[self._slots.index(slot)] = self._start_actor()
+        self._slots[self._slots.index(slot)] = self._start_actor(failures)
         return units
 
     def _tell_of_waiting(self) -> None:

@@ -90,18 +90,66 @@ def test_work_goes_on_with_the_workers_that_found_a_place(spec: WorkerSpec) -> N
 
 
 def test_starts_that_fail_with_their_machine_end_nothing_while_others_work(
-    spec: WorkerSpec,
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray_executor, "PAUSE_SECONDS", 0.0)
     with closing(RayExecutor(spec, workers=1)) as executor:
         _wait_for_room(executor)
         executor._slots.append(executor._start_actor())
-        for _ in range(2 * ray_executor.MAX_FAILED_STARTS):
+        for _ in range(2 * ray_executor.DEAD_STARTS):
             doomed = executor._slots[1]
             ray.kill(doomed.actor)
             while executor._slots[1] is doomed:
                 executor.wait(1.0)
         (outcome,) = run_all(executor, [Echo("still here")])
     assert outcome == Done(outcome.unit, "still here")
+
+
+def test_a_worker_that_cannot_start_ends_nothing_while_others_work(
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_executor, "PAUSE_SECONDS", 0.1)
+    with closing(RayExecutor(spec, workers=1)) as executor:
+        _wait_for_room(executor)
+        executor._spec = replace(spec, checkpoint="no-such-model")
+        executor._slots.append(executor._start_actor())
+        while executor._slots[1].failures < 2:
+            executor.wait(1.0)
+        executor._spec = spec  # its machine is mended
+        while executor._slots[1].starting is not None:
+            executor.wait(1.0)
+        (outcome,) = run_all(executor, [Echo("still here")])
+    assert outcome == Done(outcome.unit, "still here")
+    assert "a worker cannot start: " in caplog.text
+    assert "no-such-model" in caplog.text
+
+
+def test_what_failed_is_tried_again_elsewhere_and_a_worker_that_fails_all_is_replaced(
+    spec: WorkerSpec, ray_cluster: "Cluster", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "PAUSE_SECONDS", 0.1)
+    with environment_here():
+        node = ray_cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    with closing(RayExecutor(spec, workers=2)) as executor:
+        while any(slot.starting is not None for slot in executor._slots):
+            executor.wait(1.0)
+        ill, sound = executor._slots
+        for failures in range(1, ray_executor.MAX_FAILED_UNITS):
+            _send_and_wait(executor, ill, Raise(ValueError("CUDA error")))
+            assert ill.failures == failures
+        retried = Echo("again")
+        executor.submit(retried, alone=True)
+        assert list(sound.running.values()) == [retried]
+        assert _outcomes(executor, 1) == [Done(retried, "again")]
+        _send_and_wait(executor, ill, Raise(ValueError("CUDA error")))
+        successor, other = executor._slots
+        assert successor is not ill
+        assert other is sound
+        while successor.starting is not None:
+            executor.wait(1.0)
+        _send_and_wait(executor, successor, Echo("well"))
+        assert successor.failures == 0
+    take_away(ray_cluster, node)
 
 
 def test_a_result_lost_with_its_machine_is_a_failure_of_its_unit(
@@ -148,9 +196,15 @@ def test_a_run_folder_that_a_machine_does_not_see_ends_the_run(
 ) -> None:
     with (
         closing(RayExecutor(replace(spec, store_uri=str(tmp_path)), workers=1)) as executor,
-        pytest.raises(EngineError, match=f"{tmp_path} is not visible on .*; use a disk"),
+        pytest.raises(EngineError, match=f"on .+: .*{tmp_path} is not visible; use a disk"),
     ):
         _wait_for_room(executor)
+
+
+def _send_and_wait(executor: RayExecutor, slot: ray_executor._Slot, unit: Unit) -> None:
+    executor._send(slot, unit)
+    (outcome,) = _outcomes(executor, 1)
+    assert outcome.unit is unit
 
 
 def _wait_for_room(executor: RayExecutor) -> None:
