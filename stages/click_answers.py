@@ -47,7 +47,8 @@ class Clicked(NamedTuple):
     labels: tuple[int, ...]
     """1 adds, 0 takes away."""
     before: Mask
-    """(A,) empty where nothing was asked yet."""
+    """(A,) empty where nothing was asked yet; the atom that was clicked last is as the click does not
+    want it, whatever most of its pixels are."""
 
 
 class Candidates:
@@ -155,11 +156,12 @@ class Candidates:
 
 
 def _unlike(rank: NDArray[np.float32], masks: Mask, areas: Values, number: int) -> list[int]:
-    """Of highest rank first; of those that are like a better one, as many as are missing."""
+    """Of highest rank first; of those that are like a better one, as many as are missing, and last
+    those of a rank below 0."""
     order = np.argsort(-rank, kind="stable").tolist()
     offered: list[int] = []
     for one in order:
-        if len(offered) == number:
+        if len(offered) == number or rank[one] < 0:
             break
         if (_ious(masks[:, [one]], masks[:, offered], areas) <= ALIKE).all():
             offered.append(one)

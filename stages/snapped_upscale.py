@@ -30,6 +30,9 @@ from stages.windows import Axis, Scores, Window, filled, trimmed
 
 MARGIN = 2
 """Work frame pixels around a mask that enlarging it looks at."""
+HALF = 125
+"""Of 255, what an enlarged pixel must have more of to lie in the mask. A little less than one half:
+where sizes have a simple ratio many pixels have that, and rounding decides of each."""
 
 
 class Offered(NamedTuple):
@@ -227,7 +230,7 @@ class SnappedUpscale:
             Image.Resampling.BILINEAR,
             box=(x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y),
         )
-        return trimmed(np.asfortranarray(np.asarray(drawn) > 127), (x0, y0))
+        return trimmed(np.asfortranarray(np.asarray(drawn) > HALF), (x0, y0))
 
 
 def _changed_alike(mask: Mask, source: Mask, target: Mask) -> Mask:

@@ -60,6 +60,16 @@ def test_regions_around_a_click_are_offered_where_the_model_has_not_made_them() 
                 assert mask_iou(seen.numpy(), mask) > 0.8
 
 
+@pytest.mark.parametrize("place", [(0.0, 0.0), (319.0, 0.0), (8.0, 170.0), (250.0, 30.0)])
+def test_whatever_is_offered_to_a_first_click_holds_it(place: Point) -> None:
+    """Near-duplicates of a better mask do, before any that does not."""
+    predictor, _, _ = snapping()
+    answer = predictor.predict((place,), (1,), multimask_output=True)
+    x, y = map(int, place)
+    assert len(answer.masks) == 3
+    assert all(mask[y, x] for mask in answer.masks)
+
+
 def test_a_first_click_that_takes_away_or_a_box_is_answered_by_the_model_alone() -> None:
     predictor, _, small = snapping()
     place = centre_click(small)

@@ -35,7 +35,7 @@ export interface Meant {
 export interface Clicked {
   places: readonly Place[];
   labels: readonly number[];
-  /** By atoms. */
+  /** By atoms; the one that was clicked last is as the click does not want it, whatever most of its pixels are. */
   before: Uint8Array;
 }
 
@@ -145,12 +145,12 @@ export class Candidates {
   }
 }
 
-/** Of highest rank first; of those that are like a better one, as many as are missing. */
+/** Of highest rank first; of those that are like a better one, as many as are missing, and last those of a rank below 0. */
 function unlike<T extends { mask: Uint8Array; rank: number }>(candidates: readonly T[], areas: Float64Array, number: number): T[] {
   const ordered = [...candidates].sort((one, other) => other.rank - one.rank);
   const offered: T[] = [];
   for (const one of ordered) {
-    if (offered.length === number) break;
+    if (offered.length === number || one.rank < 0) break;
     if (offered.every((other) => iouOf(one.mask, other.mask, areas) <= ALIKE)) offered.push(one);
   }
   const others = ordered.filter((one) => !offered.includes(one));

@@ -33,12 +33,13 @@ export class Distances {
 }
 
 /** From the deepest place of a mask, by atoms, to what is outside. */
-export function greatestDepth({ width, height, atoms }: Frame, mask: Uint8Array): number {
+export function greatestDepth(frame: Frame, mask: Uint8Array): number {
+  const { width, height, inside } = trimmed(frame, mask);
   const squares = new Float64Array(width * height); // of the way up or down
   for (let x = 0; x < width; x++) {
-    for (let y = 0, way = 0, at = x; y < height; y++, at += width) squares[at] = way = mask[atoms[at]] && way + 1;
+    for (let y = 0, way = 0, at = x; y < height; y++, at += width) squares[at] = way = inside[at] && way + 1;
     for (let y = height, way = 0, at = x + (height - 1) * width; y > 0; y--, at -= width) {
-      way = mask[atoms[at]] && way + 1;
+      way = inside[at] && way + 1;
       squares[at] = Math.min(squares[at], way) ** 2;
     }
   }
@@ -55,6 +56,26 @@ export function greatestDepth({ width, height, atoms }: Frame, mask: Uint8Array)
     }
   }
   return Math.sqrt(most);
+}
+
+/** The pixels of a mask, by atoms, and of the box around it, row by row. */
+function trimmed({ width, height, atoms }: Frame, mask: Uint8Array): { width: number; height: number; inside: Uint8Array } {
+  let [top, bottom, left, right] = [height, 0, width, 0];
+  for (let y = 0, at = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, at++) {
+      if (!mask[atoms[at]]) continue;
+      if (y < top) top = y;
+      bottom = y + 1;
+      if (x < left) left = x;
+      if (x >= right) right = x + 1;
+    }
+  }
+  const [across, down] = [Math.max(0, right - left), Math.max(0, bottom - top)];
+  const inside = new Uint8Array(across * down);
+  for (let y = 0, at = 0; y < down; y++) {
+    for (let x = 0; x < across; x++, at++) inside[at] = mask[atoms[(top + y) * width + left + x]];
+  }
+  return { width: across, height: down, inside };
 }
 
 /** Of a place: how deep it lies as a share of the deepest place, the logarithm of that one's depth, and by how many pixels it misses the middle. */

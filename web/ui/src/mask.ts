@@ -222,8 +222,9 @@ function reached(places: readonly number[], radius: number, side: number): [numb
   return [Math.max(0, Math.floor(first - radius)), Math.min(side, Math.ceil(last + radius) + 1)];
 }
 
-/** 0 for two empty masks. */
+/** 1 for two empty masks. */
 export function iouOf(first: Mask, second: Mask): number {
   const shared = area(first) - area(subtract(first, second));
-  return shared / Math.max(1, area(first) + area(second) - shared);
+  const either = area(first) + area(second) - shared;
+  return either ? shared / either : 1;
 }

@@ -13,7 +13,7 @@ import { type Answer, firstClick, logitsOf, type Near, outputsOf, type Prompt } 
 import { decodeRle, encodeRle, type Rle, type Size } from "./rle";
 import { Upscales } from "./snapped_upscale";
 import type { Enlarged, Enlarges } from "./upscale";
-import { drawnAgain, fits, within } from "./zoom_in";
+import { drawnAgain, fits, mendsBeyond, within } from "./zoom_in";
 
 interface Offered {
   /** In the frame of the whole image; the next prompt's mask input. */
@@ -292,12 +292,13 @@ export class MaskSession {
   /** Each as it was drawn from nearer, if it is small enough for the crop. */
   private offeredFor(answer: Answer, prompt: Prompt, snaps: boolean): Offered[] {
     const upscale = this.upscales.of(snaps);
-    const far = upscale.offer(outputsOf(answer), prompt).map(({ drawn: logits, predictedIou, output }) => {
+    const offers = upscale.offer(outputsOf(answer), prompt);
+    const far = offers.map(({ drawn: logits, predictedIou, output }) => {
       const drawn = { logits, upscale, crop: null };
       return { logits: output === null ? this.givenAs(drawn) : logits, predictedIou, drawn };
     });
     const { near } = answer;
-    if (!near) return far;
+    if (!near || mendsBeyond(near.crop, offers, prompt)) return far; // it was asked for when S was off
     const { crop } = near;
     const masks = far.map((one) => enlarged(one).mask);
     const areSmall = masks.map((mask) => fits(mask, crop));

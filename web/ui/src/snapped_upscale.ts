@@ -76,6 +76,8 @@ export function superpixelsOf(packed: ArrayBuffer): Superpixels {
 
 /** For one click that is all there is. */
 const NUM_OFFERED = 3;
+/** Of 255, what an enlarged pixel must have more of to lie in the mask; less than one half, as the engine has it. */
+const HALF = 125;
 /** Numbers that say how many others follow. */
 const HEADER = 7;
 
@@ -203,7 +205,9 @@ class SnappedUpscale implements Enlarges {
         if (contains(mask, ((column + 0.5) * this.size.width) / width, y)) inside[atoms[at]]++;
       }
     }
-    return Uint8Array.from(inside, (pixels, atom) => Number(2 * pixels > this.areas[atom]));
+    const mostly = new Uint8Array(inside.length);
+    for (let atom = 0; atom < mostly.length; atom++) mostly[atom] = Number(2 * inside[atom] > this.areas[atom]);
+    return mostly;
   }
 
   /** Stands for logits that are made into this mask; `source`: of which it is made, beside it in atoms. */
@@ -307,7 +311,7 @@ class SnappedUpscale implements Enlarges {
     const bits = new Uint8Array(across * (y1 - y0));
     for (let y = y0; y < y1; y++) {
       for (let x = 0; x < across; x++) {
-        bits[(y - y0) * across + x] = Number(Math.round(weighted(rows, y, wide, x, across)) > 127);
+        bits[(y - y0) * across + x] = Number(Math.round(weighted(rows, y, wide, x, across)) > HALF);
       }
     }
     return trim({ x: x0, y: y0, width: across, height: y1 - y0, bits });

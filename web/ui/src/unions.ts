@@ -44,7 +44,9 @@ export class Unions {
   /** A union by atoms. */
   mask(union: number): Uint8Array {
     const [first, end] = this.run(union);
-    return Uint8Array.from(this.members, (member) => Number(first <= member && member < end));
+    const inside = new Uint8Array(this.members.length);
+    for (let at = 0; at < inside.length; at++) inside[at] = Number(first <= this.members[at] && this.members[at] < end);
+    return inside;
   }
 
   /** Of a pixel that lies in an atom; `distances`: from there. */

@@ -34,8 +34,7 @@ export class ZoomIn {
     if (!placesOf(prompt).every((place) => holds(crop, place))) return far;
     const offers = upscale.offer(outputsOf(far), prompt);
     if (!offers.some(({ drawn }) => fits(upscale.enlarge(drawn).mask, crop))) return far;
-    const last = prompt.points[prompt.points.length - 1];
-    if (offers.some(({ output }) => output === null) && !holds(crop, last)) return far; // of what it has mended the crop shows nothing
+    if (mendsBeyond(crop, offers, prompt)) return far;
     const size = { width: crop.x1 - crop.x0, height: crop.y1 - crop.y0 };
     const asked = toModel(within(prompt, crop), size, 4 * upscale.side);
     try {
@@ -46,6 +45,11 @@ export class ZoomIn {
       return far;
     }
   }
+}
+
+/** Whether regions answer a click beyond the crop, which shows nothing of what they have mended. */
+export function mendsBeyond(crop: Box, offers: readonly { output: number | null }[], { points }: Prompt): boolean {
+  return offers.some(({ output }) => output === null) && !holds(crop, points[points.length - 1]);
 }
 
 export function fits(mask: Mask, crop: Box): boolean {

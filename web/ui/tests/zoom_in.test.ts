@@ -113,6 +113,8 @@ test("masks of superpixels are drawn again as those most like them, the model's 
   expect(drawnAgain(far, [true, true, true], near, true)).toEqual([1, 2, 0]);
   expect(drawnAgain(far, [false, false, true], near, true)).toEqual([null, null, 0]);
   expect(drawnAgain(far, [false, true, true], near, false)).toEqual([null, 1, 2]);
+  const nothing = square(0); // two of them are alike, as the engine has it
+  expect(drawnAgain([square(20), nothing, nothing], [false, true, true], [square(6), square(13), nothing], true)).toEqual([null, 2, 0]);
 });
 
 test("a mask made with regions by a click beyond the crop stands", async () => {
