@@ -136,6 +136,16 @@ class EngineConfig(Record):
         return self
 
     @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> "EngineConfig":
+        images, workers = self.retraining.training.batch_images, self.execution.train_workers
+        if images % workers:
+            raise ValueError(
+                f"retraining.training.batch_images is {images}, expected a multiple of the "
+                f"{workers} of execution.train_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _people_are_there(self) -> "EngineConfig":
         for index, mine in enumerate(self.rounds):
             manual = mine.stage is not StageName.FULLY_AUTOMATIC and mine.annotator == "people"

@@ -107,7 +107,7 @@ class ShardDataset:
     index: TrainingIndex
     mix: MixConfig
     batch_images: int
-    """Per step, over all ranks."""
+    """Per step, over all ranks, of whose number it is a multiple."""
     masks_per_image: int
     seed: int
     rank: int = 0
@@ -118,11 +118,6 @@ class ShardDataset:
     def __post_init__(self) -> None:
         self._corpus = Corpus(self.context.store)
         self._order = lru_cache(maxsize=2)(self._epoch_order)
-        if self.batch_images % self.world_size:
-            raise EngineError(
-                f"batch_images is {self.batch_images}, expected a multiple of the "
-                f"{self.world_size} training workers"
-            )
 
     def batch(self, step: int) -> TrainingBatch:
         """This rank's share of a step."""

@@ -8,9 +8,9 @@ An actor is given work once it has started, not before: what replaces the actors
 may wait for a place for ever, while the others go on.
 
 A process whose device has failed fails everything, and fast, so it is the one that is always idle:
-left alone, it would take all that is tried again. So an actor on which several units failed in a row
-is replaced, and what must be alone goes where the last unit did not fail. As long as others work,
-an actor that cannot start is tried again and again, ever more slowly: its machine may be ill.
+left alone, it would take all that is tried again. So an actor on which several units failed in a
+row is replaced, and what must be alone goes where the last unit did not fail. As long as others
+work, an actor that cannot start is tried again and again, ever more slowly: its machine may be ill.
 """
 
 import logging

@@ -6,6 +6,7 @@ Ray Train lists those is written in place, and a driver that is killed over it, 
 leaves half a note, which ends every later attempt.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,13 +21,37 @@ from engine.store import Store
 from engine.training import Rank, TrainingJob
 from engine.uris import child_uri
 
+log = logging.getLogger(__name__)
+
 MAX_RANK_FAILURES = 3
+"""Without a state that was kept in between: machines may die as often as they like."""
 
 
 def train_on_ray(store: Store, job: TrainingJob) -> None:
     """Raises EngineError when the training fails more often than a dead machine explains."""
+    kept = _kept_at(store, job)
+    while True:
+        try:
+            _run_aside(_trainer(store, job).fit)
+            return
+        except (ray.train.TrainingFailedError, RayError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            before, kept = kept, _kept_at(store, job)
+            if kept == before:
+                raise EngineError(f"the training of {job.target} failed: {reason}") from error
+            log.warning("the training of %s goes on after failures: %s", job.target, reason)
+
+
+def _kept_at(store: Store, job: TrainingJob) -> float | None:
+    """When the job's last state was kept."""
+    folder = job.state_path.rpartition("/")[0]
+    times = [file.modified for file in store.list(folder) if file.path == job.state_path]
+    return times[0] if times else None
+
+
+def _trainer(store: Store, job: TrainingJob) -> TorchTrainer:
     execution = job.config.execution
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _run_rank,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -40,11 +65,6 @@ def train_on_ray(store: Store, job: TrainingJob) -> None:
             failure_config=FailureConfig(max_failures=MAX_RANK_FAILURES),
         ),
     )
-    try:
-        _run_aside(trainer.fit)
-    except (ray.train.TrainingFailedError, RayError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise EngineError(f"the training of {job.target} failed: {reason}") from error
 
 
 def _run_aside(work: Callable[[], object]) -> None:

@@ -115,12 +115,18 @@ def run_rounds(
 
 
 def _check_queue(store: Store, config: EngineConfig) -> None:
-    """A queue that has moved is opened first of all, since it may be another run's."""
+    """A queue that is needed is opened first of all, not after hours of other work. One that has
+    moved may be another run's."""
     before, now = frozen_config(store).execution.tasks_url, config.execution.tasks_url
+    has_tasks = any(
+        mine.stage is not StageName.FULLY_AUTOMATIC
+        and load_outcome(store, config.round_folder(index)) is None
+        for index, mine in enumerate(config.rounds)
+    )
+    if has_tasks or now not in (None, before):
+        open_queue(store, config).close()
     if before == now:
         return
-    if now is not None:
-        open_queue(store, config).close()
     log.warning(
         "execution.tasks_url was %s, is now %s: of an unfinished round only those answers count "
         "that have moved with it",

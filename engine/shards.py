@@ -6,6 +6,7 @@ statistics. A file that exists is therefore its own commit record. Fields that a
 within the format are not read (docs/format.md).
 """
 
+import io
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from engine.errors import CorruptFileError, EngineError
 from engine.stats import Stats
-from engine.store import Store
+from engine.store import Store, patiently
 from stages.records import ImageRecord, Record, StageName
 
 FORMAT_VERSION = 2
@@ -184,14 +185,48 @@ def _write(file: BinaryIO, header: ShardHeader, records: Iterable[ImageRecord]) 
 @contextmanager
 def _opened(store: Store, path: str) -> Iterator[pq.ParquetFile]:
     """A shard to read from; whatever its bytes are found to be, a CorruptFileError says so."""
-    with store.open(path) as source:
+    with store.open(path) as opened:
+        source = _Source(opened, path)
         try:
             yield pq.ParquetFile(source, page_checksum_verification=True)
         except (OSError, pa.ArrowException, UnicodeDecodeError, ValidationError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the machine's, not the file's: Arrow says OSError of both
+            if source.refusal is not None:  # the machine's, not the file's: Arrow says the same
+                raise OSError(f"cannot read {path}: {source.refusal}") from error
             reason = " ".join(str(error).split())
             raise CorruptFileError(f"{path} is damaged or not a shard: {reason}") from error
+
+
+class _Source(io.RawIOBase):
+    """An open file that is read patiently, and notes why it could not be read."""
+
+    def __init__(self, file: Any, path: str) -> None:
+        self._file, self._path = file, path
+        self.refusal: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._file.tell()
+
+        def request() -> bytes:
+            self._file.seek(start)
+            return bytes(self._file.read(None if size < 0 else size))
+
+        try:
+            return patiently(request, self._path)
+        except OSError as error:
+            self.refusal = error
+            raise
 
 
 def _records(rows: pa.Table) -> Iterator[ImageRecord]:

@@ -16,7 +16,7 @@ from engine.context import WorkerContext
 from engine.corpus import CorpusRow
 from engine.decoders import ensure_decoder
 from engine.effort import effort
-from engine.errors import StorageError, UnreadableImageError
+from engine.errors import EngineError, StorageError, UnreadableImageError
 from engine.evaluation import evaluate_detector
 from engine.executor import Executor, Failed, run_all
 from engine.manifest import RoundPlan, published_shards
@@ -36,6 +36,8 @@ from stages.semi_automatic import SemiAutomaticConfig
 log = logging.getLogger(__name__)
 
 PEOPLE_POLL_SECONDS = 1.0
+QUEUE_RETRY_SECONDS, QUEUE_AWAY_SECONDS = 10.0, 1800.0
+"""Between looks at a queue that is away while people are waited for, and for how long at most."""
 ANNOTATOR = "simulated"
 """Owner of the leases of the simulated annotator."""
 
@@ -140,7 +142,7 @@ def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
     with run.progress.of(f"tasks of round {index}", total, total - left) as step:
         while left:
             time.sleep(PEOPLE_POLL_SECONDS)
-            now, reviews = _left(run, queue, index)
+            now, reviews = _left_at_last(run, queue, index)
             for _ in range(left - now):
                 step()
             left = now
@@ -150,8 +152,21 @@ def _wait_for_people(run: Run, queue: TaskQueue, plan: RoundPlan) -> None:
             "reviewer or manager who had no hand in them: sa-engine annotators add "
             f"{run.store.uri} NAME --role reviewer"
         )
-        while sum(_left(run, queue, index)):  # reviewers may send some back
+        while sum(_left_at_last(run, queue, index)):  # reviewers may send some back
             time.sleep(PEOPLE_POLL_SECONDS)
+
+
+def _left_at_last(run: Run, queue: TaskQueue, index: int) -> tuple[int, int]:
+    """As `_left`; a database that starts anew is waited for, as the annotators do."""
+    deadline = time.monotonic() + QUEUE_AWAY_SECONDS
+    while True:
+        try:
+            return _left(run, queue, index)
+        except StorageError as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("%s (asked again)", error)
+            time.sleep(QUEUE_RETRY_SECONDS)
 
 
 def _left(run: Run, queue: TaskQueue, index: int) -> tuple[int, int]:
@@ -233,7 +248,11 @@ def _patience(run: Run, plan: RoundPlan) -> Patience:
 
 
 def _log_shard(store: Store, path: str) -> None:
-    footer = read_footer(store, path)
+    try:
+        footer = read_footer(store, path)
+    except (EngineError, OSError) as error:  # it is there, and sealing will read it again
+        log.warning("%s was published and cannot be read now: %s", path, error)
+        return
     log.info(
         "round=%d shard=%06d masks=%d dropped=%d seconds=%.1f",
         footer.header.round,

@@ -13,7 +13,9 @@ manifest records the hash of what was there when the round was sealed.
 
 import errno
 import io
+import logging
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -24,19 +26,24 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from pyarrow import fs as arrow_fs
 
 from engine.errors import StorageError
 
+log = logging.getLogger(__name__)
+
 STAGED_SUFFIX = ".staged"
 COMPLETE = ".complete"
 """Last file of a folder in an object store."""
-READ_ATTEMPTS = 3
-"""Of a source's file, before it counts as out of reach."""
+READ_PAUSES_SECONDS = (0.5, 1.0)
+"""After failed reads of a source's file; one more, and it counts as out of reach."""
+STORE_PAUSES_SECONDS = (1.0, 5.0, 25.0)
+"""The same of requests that an object store has refused."""
 Write = Callable[[BinaryIO], Any]
 Content = bytes | mmap
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,15 +119,34 @@ def read_uri(uri: str) -> bytes:
 
 def read_patiently(uri: str) -> bytes:
     """As `read_uri`. Networks hiccup: nothing is given up for one failed read."""
-    for attempt in range(READ_ATTEMPTS):
+
+    def will_be_so_again(error: OSError) -> bool:
+        return is_no_file(error) or isinstance(error, PermissionError)
+
+    return _asked(lambda: read_uri(uri), uri, READ_PAUSES_SECONDS, will_be_so_again)
+
+
+def patiently(request: Callable[[], T], path: str) -> T:
+    """Ask an object store again and again. What is a machine's own, and has a number, is not asked
+    twice: no file, no right, no room."""
+    return _asked(request, path, STORE_PAUSES_SECONDS, lambda error: error.errno is not None)
+
+
+def _asked(
+    request: Callable[[], T],
+    what: str,
+    pauses: tuple[float, ...],
+    is_final: Callable[[OSError], bool],
+) -> T:
+    for pause in pauses:
         try:
-            return read_uri(uri)
+            return request()
         except OSError as error:
-            will_be_so_again = is_no_file(error) or isinstance(error, PermissionError)
-            if will_be_so_again or attempt == READ_ATTEMPTS - 1:
+            if is_final(error):
                 raise
-            time.sleep(0.5 * 2**attempt)
-    raise AssertionError("unreachable")
+            log.info("%s: %s; asked again in %g s", what, error, pause)
+            time.sleep(pause)
+    return request()
 
 
 def is_no_file(error: OSError | ValueError) -> bool:
@@ -262,10 +288,10 @@ class ObjectStore:
 
     def read(self, path: str) -> bytes:
         with self.open(path) as file:
-            return bytes(file.read())
+            return patiently(lambda: bytes(file.read()), path)
 
     def open(self, path: str) -> Any:
-        return self.filesystem.open_input_file(f"{self.root}/{path}")
+        return patiently(lambda: self.filesystem.open_input_file(f"{self.root}/{path}"), path)
 
     def exists(self, path: str) -> bool:
         info = self.filesystem.get_file_info(f"{self.root}/{path}")
@@ -340,8 +366,9 @@ class ObjectStore:
         becomes the object, be it nothing. So all is written at once, and in a thread, where no
         KeyboardInterrupt comes between: an interrupted process ends when its upload has.
         """
+        full = f"{self.root}/{path}"
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(self._upload, f"{self.root}/{path}", data).result()
+            patiently(lambda: thread.submit(self._upload, full, data).result(), path)
 
     def _upload(self, full: str, data: Content) -> None:
         self.filesystem.create_dir(full.rsplit("/", 1)[0], recursive=True)
@@ -439,5 +466,6 @@ def _storage_errors(path: str, action: str = "write") -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(
-            f"cannot {action} {path}: {reason}; mend the storage and run the same command again"
+            f"cannot {action} {path}: {reason} (on {platform.node()}); mend the storage and run "
+            "the same command again"
         ) from error

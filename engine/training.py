@@ -121,7 +121,14 @@ class TrainingJob(ABC):
         return state
 
     def keep(self, context: WorkerContext, rank: Rank, state: State) -> None:
+        """Raises EngineError when the training has diverged; what was kept before stays."""
         if rank.number == 0:  # all ranks have the same
+            if not _is_finite(state):
+                raise EngineError(
+                    f"the training of {self.target} has diverged before step "
+                    f"{state['steps_done']}: weights are no numbers any more; begin another run "
+                    "with a lower learning_rate or with max_grad_norm"
+                )
             data = io.BytesIO()
             torch.save(state, data)
             context.store.replace(self.state_path, data.getvalue())
@@ -138,6 +145,15 @@ class TrainingJob(ABC):
     @abstractmethod
     def run(self, rank: Rank) -> None:
         """Train to the end and publish the result; called once on every rank."""
+
+
+def _is_finite(state: Any) -> bool:
+    """Whether all tensors of a state, however deep, are numbers."""
+    if isinstance(state, Tensor):
+        return not state.is_floating_point() or bool(state.isfinite().all())
+    if isinstance(state, dict):
+        return all(map(_is_finite, state.values()))
+    return not isinstance(state, list | tuple) or all(map(_is_finite, state))
 
 
 class RetrainingJob(TrainingJob):

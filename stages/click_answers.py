@@ -47,8 +47,8 @@ class Clicked(NamedTuple):
     labels: tuple[int, ...]
     """1 adds, 0 takes away."""
     before: Mask
-    """(A,) empty where nothing was asked yet; the atom that was clicked last is as the click does not
-    want it, whatever most of its pixels are."""
+    """(A,) empty where nothing was asked yet; the atom that was clicked last is as the click does
+    not want it, whatever most of its pixels are."""
 
 
 class Candidates:

@@ -113,6 +113,12 @@ def test_a_round_over_an_unknown_source_is_refused_with_those_there_are() -> Non
     assert "no source is named 'fotos'; the corpus has photos" in message
 
 
+def test_batches_that_training_workers_cannot_share_are_refused() -> None:
+    batches = "retraining: {training: {batch_images: 4}}\n"
+    message = refusal(MINIMAL + batches + "execution: {train_workers: 3}")
+    assert "batch_images is 4, expected a multiple of the 3 of execution.train_workers" in message
+
+
 def test_an_evaluation_on_an_unknown_source_is_refused() -> None:
     message = refusal(MINIMAL + "evaluation: {sources: [fotos]}")
     assert "no source is named 'fotos'" in message

@@ -56,14 +56,14 @@ def test_a_read_that_fails_once_is_tried_again(
 
     def flaky(uri: str) -> bytes:
         attempts.append(uri)
-        if len(attempts) < engine.store.READ_ATTEMPTS:
+        if len(attempts) <= len(engine.store.READ_PAUSES_SECONDS):
             raise OSError("connection reset")
         return read_uri(uri)
 
     monkeypatch.setattr(engine.store, "read_uri", flaky)
     monkeypatch.setattr(engine.store.time, "sleep", lambda seconds: None)
     assert run.context().read_image(run.rows[0]).size_hw == (64, 96)
-    assert len(attempts) == engine.store.READ_ATTEMPTS
+    assert len(attempts) == 1 + len(engine.store.READ_PAUSES_SECONDS)
 
 
 def test_an_embedding_is_the_same_made_stored_or_read_back(run: SmallRun) -> None:

@@ -104,11 +104,6 @@ def test_ranks_take_the_parts_of_one_batch(run: SmallRun, world_size: int) -> No
         assert torch.equal(torch.cat([p.masks for p in parts]), whole.masks)
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(run: SmallRun) -> None:
-    with pytest.raises(EngineError, match="batch_images is 4, expected a multiple of the 3"):
-        dataset(run, world_size=3)
-
-
 def test_a_batch_is_what_the_trainer_expects(run: SmallRun) -> None:
     batch = dataset(run, folders=FOLDERS[:1]).batch(0)
     assert batch.images is not None

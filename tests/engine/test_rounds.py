@@ -10,7 +10,7 @@ import pytest
 from engine import cli, layout
 from engine.config import frozen_config
 from engine.corpus import Corpus
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError, EngineError, StorageError
 from engine.rounds import choose_images, is_better, load_start, train_once
 from model.checkpoint import encoder_sha256, load_checkpoint
 from stages.evaluation import Evaluation
@@ -219,7 +219,7 @@ def test_a_checkpoint_is_compared_with_its_parent_on_the_images_that_are_left(
 def test_a_training_that_diverges_ends_in_one_line(tmp_path: Path) -> None:
     ruin = {"retraining": {"training": {"learning_rate": 1e6, "warmup_steps": 0}}}
     run = TinyRun(tmp_path, [MANUAL], num_images=2, changes=ruin)
-    with pytest.raises(EngineError, match=r"training of .*round-00 failed: .* not finite"):
+    with pytest.raises(EngineError, match=r"round-00 has diverged before step 2: .*learning_rate"):
         run.run()
     assert not run.store.has_folder("checkpoints/round-00")
 
@@ -315,6 +315,15 @@ def test_runs_that_name_one_database_of_tasks_are_kept_apart(
     with pytest.raises(ConfigError, match="database of another run"):
         second.run()
     assert "others.sqlite" in (frozen_config(second.store).execution.tasks_url or "")
+
+
+def test_a_queue_that_cannot_be_opened_is_known_before_all_other_work(tmp_path: Path) -> None:
+    (tmp_path / "disk").touch()
+    url = {"execution": {"tasks_url": f"sqlite:///{tmp_path}/disk/tasks.sqlite"}}
+    run = TinyRun(tmp_path, [AUTOMATIC, UNTRAINED], num_images=2, changes=url)
+    with pytest.raises(StorageError, match="the annotation queue refused"):
+        run.run()
+    assert not (run.out / "corpus").exists()
 
 
 def _label(run: TinyRun, name: str) -> str:

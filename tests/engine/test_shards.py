@@ -2,6 +2,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from engine.shards import (
     read_records,
 )
 from engine.stats import Stats
-from engine.store import LocalStore, Store
+from engine.store import STORE_PAUSES_SECONDS, LocalStore, Store
 from records import full_record, image_record
 from stages.records import ImageRecord, ImageStatus, StageName
 
@@ -110,6 +111,42 @@ def test_a_shard_of_a_later_format_is_not_called_damaged(store: LocalStore) -> N
     with pytest.raises(EngineError, match="has format 3, this program reads up to 2") as refused:
         read_footer(store, PATH)
     assert not isinstance(refused.value, CorruptFileError)
+
+
+class FlakyFile:
+    """Of a network that fails so many reads."""
+
+    def __init__(self, file: Any, failures: int) -> None:
+        self.file, self.failures = file, failures
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> "FlakyFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def read(self, size: int | None = None) -> bytes:
+        if self.failures > 0:
+            self.failures -= 1
+            self.file.seek(0)
+            raise OSError("AWS Error SLOW_DOWN")
+        return bytes(self.file.read(size))
+
+
+def test_a_shard_that_cannot_be_read_now_is_asked_for_again_and_not_called_damaged(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_shard(store, PATH, HEADER, [full_record()])
+    monkeypatch.setattr("engine.store.time.sleep", lambda _: None)
+    opened, failures = store.open, len(STORE_PAUSES_SECONDS)
+    monkeypatch.setattr(store, "open", lambda path: FlakyFile(opened(path), failures))
+    assert list(read_records(store, PATH)) == [full_record()]
+    monkeypatch.setattr(store, "open", lambda path: FlakyFile(opened(path), failures + 1))
+    with pytest.raises(OSError, match=f"cannot read {PATH}: AWS Error SLOW_DOWN"):
+        read_footer(store, PATH)
 
 
 def with_more(store: LocalStore, *, header: dict[str, str] | None = None, **fields: object) -> None:

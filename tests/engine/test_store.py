@@ -17,7 +17,15 @@ import pytest
 from pyarrow import fs
 
 from engine.errors import StorageError
-from engine.store import STAGED_SUFFIX, LocalStore, ObjectStore, Store, open_store, read_uri
+from engine.store import (
+    STAGED_SUFFIX,
+    STORE_PAUSES_SECONDS,
+    LocalStore,
+    ObjectStore,
+    Store,
+    open_store,
+    read_uri,
+)
 
 
 @pytest.fixture(params=["disk", "object store", "object store in a part of another"])
@@ -97,6 +105,41 @@ def test_an_object_store_has_nothing_written_under_a_name_that_is_taken(tmp_path
     store = ObjectStore(fs.LocalFileSystem(), str(tmp_path / "run"), uri="test://run")
     store.publish("file", b"first")
     assert not store.publish_written("file", lambda file: pytest.fail("minutes for nothing"))
+
+
+class ThrottledFiles:
+    """A bucket that refuses so many requests."""
+
+    def __init__(self, failures: int) -> None:
+        self.files, self.failures = fs.LocalFileSystem(), failures
+
+    def __getattr__(self, name: str) -> Any:
+        asked = getattr(self.files, name)
+        if name not in ("open_output_stream", "open_input_file"):
+            return asked
+
+        def throttled(path: str) -> Any:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise OSError("AWS Error SLOW_DOWN: please reduce your request rate")
+            return asked(path)
+
+        return throttled
+
+
+def test_what_a_throttled_object_store_refuses_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.store.time.sleep", lambda _: None)
+    files, patience = ThrottledFiles(0), len(STORE_PAUSES_SECONDS)
+    store = ObjectStore(files, str(tmp_path / "run"), uri="test://run")
+    files.failures = patience
+    assert store.publish("file", b"content")
+    files.failures = patience
+    assert store.read("file") == b"content"
+    files.failures = patience + 1
+    with pytest.raises(StorageError, match="cannot write other: AWS Error SLOW_DOWN"):
+        store.replace("other", b"content")
 
 
 class InterruptedFiles:
