@@ -145,6 +145,8 @@ class TaskQueue:
         mine = of_kind(round_index, kind)
         if kind is TaskKind.REVIEW:
             mine &= not_by(owner)
+        if holder and holding:  # its own page may renew what has expired while it slept
+            mine &= TASKS.c.task_id.not_in(list(holding))
         searches = [free_task(mine, self._clock())]
         if holder and holding is not None:
             searches.insert(0, left_behind(mine, owner, holder, holding))

@@ -337,6 +337,20 @@ def test_a_review_begins_with_a_copy_of_the_masks_and_is_not_for_their_makers(
     assert task_results(queue, ROUND, [1])[1].review == good
 
 
+def test_an_expired_task_is_not_taken_from_a_living_page_of_the_same_browser(
+    queue: TaskQueue, clock: ManualClock
+) -> None:
+    queue.add(ROUND, [1, 2])
+    asleep = queue.claim("ann", ROUND, holder="desk", holding=[])
+    assert asleep is not None
+    clock.advance(2 * LEASE_SECONDS)
+    other = queue.claim("ann", ROUND, holder="desk", holding=[asleep.task_id])
+    assert other is not None
+    assert other.task_id != asleep.task_id
+    assert queue.claim("ann", ROUND, holder="desk", holding=[asleep.task_id, other.task_id]) is None
+    queue.renew(asleep)
+
+
 def test_nothing_is_saved_between_the_making_of_an_answer_and_its_end(queue: TaskQueue) -> None:
     queue.add(ROUND, [1])
     lease = claim(queue)

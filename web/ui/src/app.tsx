@@ -86,15 +86,20 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
   useEffect(() => {
     const onGone = (): void => workspace.abandon();
     const onOnline = (): void => workspace.goOn();
+    const onLeave = (event: BeforeUnloadEvent): void => {
+      if (workspace.unsaved > 0 || workspace.current?.isUnfinished) event.preventDefault();
+    };
+    window.addEventListener("beforeunload", onLeave);
     window.addEventListener("pagehide", onGone);
     window.addEventListener("online", onOnline);
     return () => {
+      window.removeEventListener("beforeunload", onLeave);
       window.removeEventListener("pagehide", onGone);
       window.removeEventListener("online", onOnline);
     };
   }, [workspace]);
 
-  function run(command: Command, isShift = false): void {
+  function run(command: Command, { shiftKey = false, repeat = false } = {}): void {
     if (command === "help") return setDialog({ name: "keys", about: null });
     const kind = workspace.current?.task.kind ?? "annotate";
     if (kind !== "annotate" && (command === "submit" || command === "skip")) {
@@ -103,7 +108,7 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
     if (command === "skip") {
       return workspace.phase === "working" ? setDialog({ name: "skip", about: workspace.current }) : undefined;
     }
-    if (!control.current?.run(command, isShift)) runCommand(workspace, command);
+    if (!control.current?.run(command, shiftKey)) runCommand(workspace, command, repeat);
   }
 
   useEffect(() => {
@@ -115,7 +120,7 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
       if (!command) return;
       event.preventDefault();
       if (event.repeat && !REPEATED.has(command)) return;
-      run(command, event.shiftKey);
+      run(command, event);
     };
     const onKeyUp = (event: KeyboardEvent): void => {
       if (event.key.toLowerCase() === "h") workspace.tools.hide(false);
@@ -126,19 +131,14 @@ function Desk(props: { workspace: Workspace; mode: Mode; isActive: boolean; onLe
       control.current?.releaseSpace();
     };
     const onInput = (): void => workspace.input();
-    const onLeave = (event: BeforeUnloadEvent): void => {
-      if (workspace.unsaved > 0 || workspace.current?.drawing.isTouched) event.preventDefault();
-    };
     window.addEventListener("keydown", onKeyDown);
     window.addEventListener("keyup", onKeyUp);
     window.addEventListener("blur", onBlur);
-    window.addEventListener("beforeunload", onLeave);
     for (const name of ["pointermove", "pointerdown", "wheel"]) window.addEventListener(name, onInput, { passive: true });
     return () => {
       window.removeEventListener("keydown", onKeyDown);
       window.removeEventListener("keyup", onKeyUp);
       window.removeEventListener("blur", onBlur);
-      window.removeEventListener("beforeunload", onLeave);
       for (const name of ["pointermove", "pointerdown", "wheel"]) window.removeEventListener(name, onInput);
     };
   }, [workspace, props.isActive]);
@@ -186,7 +186,7 @@ function DeskDialog(props: { workspace: Workspace; name: OpenDialog["name"]; onC
 /** Commands that a held key goes on giving. */
 const REPEATED = new Set<Command>(["undo", "redo", "zoomIn", "zoomOut", "smaller", "larger", "left", "right", "up", "down"]);
 
-function runCommand(workspace: Workspace, command: Command): void {
+function runCommand(workspace: Workspace, command: Command, isHeld: boolean): void {
   switch (command) {
     case "output0":
     case "output1":
@@ -205,7 +205,7 @@ function runCommand(workspace: Workspace, command: Command): void {
     case "larger":
       return workspace.tools.resizeBrush(1.2);
     case "undo":
-      return workspace.current?.undo();
+      return workspace.current?.undo(isHeld);
     case "redo":
       return workspace.current?.drawing.redo();
     case "accept":

@@ -23,6 +23,8 @@ export class OpenTask {
   pointed: string | null = null;
   private readonly clock = new ActiveClock();
   private readonly earlierSeconds: number;
+  /** Masks that are accepted once the model has answered. */
+  private accepting = 0;
 
   /** `image`: null when it cannot be shown. `unsaved`: changes that never reached the server. */
   constructor(
@@ -41,6 +43,11 @@ export class OpenTask {
 
   get canDraw(): boolean {
     return this.image !== null && this.hooks.isOpen();
+  }
+
+  /** A mask is neither accepted nor dropped, or will be when the model has answered. */
+  get isUnfinished(): boolean {
+    return this.drawing.isTouched || this.drawing.busy > 0;
   }
 
   /** Active time on the image. */
@@ -72,7 +79,8 @@ export class OpenTask {
 
   accept(): void {
     const { drawing, finished, task, hooks } = this;
-    void drawing.inTurn(async () => {
+    this.accepting++;
+    const accepted = drawing.inTurn(async () => {
       const { session } = drawing;
       if (session.isEmpty) return hooks.say("There is no mask to accept yet.");
       const payload = session.record();
@@ -88,22 +96,28 @@ export class OpenTask {
           : `Accepted mask ${finished.accepted.length}.`,
       );
     });
+    void accepted.then(() => this.accepting--);
   }
 
-  /** The last click, box or stroke; without any, the mask that was deleted last comes back. */
-  undo(): void {
+  /** The last click, box or stroke; without any, the mask that was deleted last comes back, but for a key that is held. */
+  undo(isHeld = false): void {
     const { drawing, finished, hooks } = this;
     void drawing.inTurn(async () => {
       if (drawing.session.undo()) return drawing.describe("Taken back. ");
-      const deleted = drawing.editing ? null : finished.bringBack();
+      const deleted = drawing.editing || isHeld ? null : finished.bringBack();
       if (!deleted) return;
       hooks.save({ kind: "save", id: deleted.id, mask: deleted.payload });
       hooks.say("The deleted mask is back.");
     });
   }
 
-  /** Drops the mask in the making. */
+  /** Drops the mask in the making: what comes after the one that is still to be accepted. */
   clear(): void {
+    if (this.accepting) void this.drawing.inTurn(async () => this.drop());
+    else this.drop();
+  }
+
+  private drop(): void {
     const { editing, isTouched } = this.drawing;
     this.drawing.drop();
     this.hooks.say(editing ? "The mask stays as it was saved." : isTouched ? "Dropped." : "");

@@ -19,13 +19,15 @@ export interface Waiting {
   change: Change;
   /** Milliseconds since 1970. */
   made: number;
+  /** Why the server will not take it, as it is; it is kept all the same. */
+  refused?: string;
 }
 
 export interface SavingHooks {
   send(taskId: Task["task_id"], lease: string, change: Change): Promise<void>;
   /** Something was queued, saved or given up. */
   changed(): void;
-  /** The server will never take this change. */
+  /** The server will not take this change; a mask waits until it is corrected or deleted. */
   refused(waiting: Waiting, error: Refused): void;
   /** The lease is no longer good. */
   passedOn(taskId: Task["task_id"]): void;
@@ -35,6 +37,8 @@ export interface SavingHooks {
 
 const FIRST_DELAY = 500;
 const LONGEST_DELAY = 5000;
+/** What is said of the change itself, and not of who asks or when. */
+const REFUSALS: readonly number[] = [400, 404, 413, 422];
 const KEPT_MILLISECONDS = 7 * 24 * 3600 * 1000;
 
 export class SaveQueue {
@@ -51,8 +55,8 @@ export class SaveQueue {
   ) {}
 
   /** Changes of a task that the server does not have yet. */
-  of(taskId: Task["task_id"]): Change[] {
-    return this.waiting.filter((waiting) => waiting.taskId === taskId).map(({ change }) => change);
+  of(taskId: Task["task_id"]): Waiting[] {
+    return this.waiting.filter((waiting) => waiting.taskId === taskId);
   }
 
   /** Changes that can still be sent. Of a task that has passed on none can, for all that is kept of it. */
@@ -101,20 +105,19 @@ export class SaveQueue {
         this.drop(next);
         delay = FIRST_DELAY;
       } catch (error) {
-        if (!(error instanceof Refused)) {
-          if (!(error instanceof Unreached)) console.error(error);
-          await this.hooks.sleep(delay);
-          delay = Math.min(2 * delay, LONGEST_DELAY);
-        } else if (error.status === 401) {
+        if (error instanceof Refused && error.status === 401) {
           this.signedOut = true;
-        } else if (error.status === 409) {
+        } else if (error instanceof Refused && error.status === 409) {
           if (this.leases.get(next.taskId) === lease) {
             this.leases.delete(next.taskId);
             this.hooks.passedOn(next.taskId);
           }
+        } else if (error instanceof Refused && REFUSALS.includes(error.status)) {
+          this.refuse(next, error);
         } else {
-          this.drop(next);
-          this.hooks.refused(next, error);
+          if (!(error instanceof Unreached || error instanceof Refused)) console.error(error);
+          await this.hooks.sleep(delay);
+          delay = Math.min(2 * delay, LONGEST_DELAY);
         }
       }
     }
@@ -123,7 +126,17 @@ export class SaveQueue {
 
   private next(): Waiting | undefined {
     if (this.signedOut) return undefined;
-    return this.waiting.find(({ taskId }) => this.holds(taskId));
+    return this.waiting.find(({ taskId, refused }) => refused === undefined && this.holds(taskId));
+  }
+
+  /** Unless a newer change has taken its place meanwhile. */
+  private refuse(next: Waiting, error: Refused): void {
+    if (!this.waiting.includes(next)) return;
+    if (next.change.kind === "save") {
+      next.refused = error.message;
+      this.keep(next.taskId);
+    } else this.drop(next);
+    this.hooks.refused(next, error);
   }
 
   /** Unless a newer change has taken its place meanwhile. */

@@ -84,6 +84,12 @@ export class TaskSupply {
     await Promise.all([...others.map((taskId) => this.giveBack(taskId)), this.giveBackAhead()]);
   }
 
+  /** Nobody is here: whoever wants a task has it once its lease has run out; until then it stays this page's. */
+  pause(): void {
+    for (const timer of this.renewing.values()) clearTimeout(timer);
+    void this.giveBackAhead();
+  }
+
   /** It is handed in, or somebody else has it. */
   letGo(taskId: TaskId): void {
     clearTimeout(this.renewing.get(taskId));
@@ -130,7 +136,7 @@ export class TaskSupply {
       if (this.held.has(task.task_id)) this.renewIn((seconds * 1000) / 3, task);
     } catch (error) {
       if (!this.held.has(task.task_id)) return;
-      if (error instanceof Refused && error.status !== 401) {
+      if (error instanceof Refused && error.status === 409) {
         this.letGo(task.task_id);
         this.hooks.lost(task.task_id);
       } else {

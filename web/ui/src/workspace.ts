@@ -18,7 +18,7 @@ import { OpenTask } from "./open_task";
 import type { ModelPrompt, Near } from "./prompt";
 import { inTime, Sleeper, untilReached } from "./retry";
 import type { Size } from "./rle";
-import { type Change, SaveQueue, sendChange } from "./saving";
+import { SaveQueue, sendChange, type Waiting } from "./saving";
 import type { Superpixels } from "./snapped_upscale";
 import { type HeldTask, TaskSupply } from "./supply";
 import { type Tool, Tools } from "./tools";
@@ -31,6 +31,7 @@ const PROGRESS_MILLISECONDS = 20_000;
 /** An image is shown without superpixels then: they only make masks better. */
 const SUPERPIXELS_MILLISECONDS = 10_000;
 const AWAY_SECONDS = 20 * 60;
+const REFUSED = "The server refused a mask of the list: correct or delete it first.";
 const UNFINISHED = "A mask is not accepted yet: accept it with Enter or drop it with Esc.";
 
 export class Workspace {
@@ -62,7 +63,7 @@ export class Workspace {
       {
         send: (taskId, lease, change) => sendChange(api, taskId, lease, change),
         changed: () => this.voice.changed(),
-        refused: ({ change }, error) => this.refused(change, error),
+        refused: (waiting, error) => this.refused(waiting, error),
         passedOn: (taskId) => this.passedOn(taskId),
         sleep: (milliseconds) => this.sleeper.sleep(milliseconds),
         now: () => Date.now(),
@@ -103,6 +104,7 @@ export class Workspace {
 
   /** Any key, click or movement: the annotator is there. */
   input(): void {
+    if (this.idleSeconds > AWAY_SECONDS) this.supply.renewAll();
     this.lastInput = performance.now();
     this.current?.input();
     if (this.phase === "away") void this.openNext();
@@ -110,11 +112,15 @@ export class Workspace {
 
   /** Gives the tasks back. False while something is not saved yet, or neither accepted nor dropped. */
   async leave(): Promise<boolean> {
+    if (this.current?.finished.hasRefused) {
+      this.voice.say(REFUSED, true);
+      return false;
+    }
     if (this.unsaved > 0) {
       this.voice.say("Some work is not saved yet: leave when it is.", true);
       return false;
     }
-    if (this.current?.drawing.isTouched) {
+    if (this.current?.isUnfinished) {
       this.voice.say(UNFINISHED, true);
       return false;
     }
@@ -180,14 +186,14 @@ export class Workspace {
     const isMine = (): boolean => this.current === current && this.phase === "submitting";
     this.phase = "submitting";
     current.drawing.stopHover();
-    while (isMine() && this.saves.of(task.task_id).length) {
+    while (isMine() && this.saves.of(task.task_id).some(({ refused }) => refused === undefined)) {
       this.voice.say("Saving what is not saved yet…");
       await this.sleeper.sleep(200);
     }
     if (!isMine()) return;
     if (finished.hasRefused) {
       this.phase = "working";
-      return this.voice.say("The server refused a mask of the list: correct or delete it first.", true);
+      return this.voice.say(REFUSED, true);
     }
     void this.handIns.send(task, () => call(seconds)).then(() => this.refreshProgress());
     this.voice.say(`${done} Fetching the next image…`);
@@ -241,12 +247,13 @@ export class Workspace {
       wantsSnap: () => this.tools.wantsSnap,
       wantSnap: (wanted) => this.tools.wantSnap(wanted),
     };
-    const open = new OpenTask(task, shown, aids, unsaved, this.decoder, {
+    const open = new OpenTask(task, shown, aids, unsaved.map(({ change }) => change), this.decoder, {
       say: (message, isAlarm) => this.voice.say(message, isAlarm),
       changed: () => this.voice.changed(),
       save: (change) => this.saves.add(task.task_id, change),
       isOpen: () => this.phase === "working" && this.current === open,
     });
+    for (const { change, refused } of unsaved) if (refused !== undefined) open.finished.refuse(change.id, refused);
     this.phase = "working";
     this.show(open);
     if (this.tools.tool === "select") this.tools.take("click");
@@ -290,10 +297,14 @@ export class Workspace {
 
   /** Fetches a task ahead, or gives back what somebody else could do. */
   private tendSupply(): void {
-    const idleSeconds = (performance.now() - this.lastInput) / 1000;
     if (this.phase !== "working") return;
-    if (idleSeconds > AWAY_SECONDS && this.unsaved === 0) return this.rest();
-    this.supply.tend(this.progress, idleSeconds);
+    if (this.idleSeconds <= AWAY_SECONDS) this.supply.tend(this.progress, this.idleSeconds);
+    else if (this.unsaved > 0 || this.current?.isUnfinished) this.supply.pause(); // nothing of it is thrown away
+    else this.rest();
+  }
+
+  private get idleSeconds(): number {
+    return (performance.now() - this.lastInput) / 1000;
   }
 
   /** Nobody is here: others may do what this page holds. */
@@ -320,8 +331,8 @@ export class Workspace {
     void this.sleeper.sleep(1500).then(() => this.openNext());
   }
 
-  private refused(change: Change, error: Refused): void {
-    if (change.kind === "save") this.current?.finished.refuse(change.id, error.message);
+  private refused({ taskId, change }: Waiting, error: Refused): void {
+    if (change.kind === "save" && this.current?.task.task_id === taskId) this.current.finished.refuse(change.id, error.message);
     this.voice.say(`The server refused the change: ${error.message}`, true);
   }
 

@@ -145,6 +145,16 @@ test("what waits for the model is dropped with the mask in the making, and nothi
   expect(clicks()).toEqual([[[5, 20]]]);
 });
 
+test("Esc drops what comes after a mask that is accepted already and waits for the model", async () => {
+  open.drawing.click({ x: 5, y: 6 }, 1);
+  open.accept();
+  open.drawing.click({ x: 5, y: 20 }, 1);
+  open.clear();
+  await answered();
+  expect(clicks()).toEqual([[[5, 6]]]);
+  expect(open.isUnfinished).toBe(false);
+});
+
 test("clicks for a mask that could not be taken up begin no other", async () => {
   open.drawing.click({ x: 5, y: 6 }, 1);
   open.accept();
@@ -211,6 +221,7 @@ test("deleted masks come back one after the other, the last one first", async ()
   const [first, second] = open.finished.accepted.map(({ id }) => id);
   open.deleteMask(first);
   open.deleteMask(second);
+  open.undo(true); // a key that is held takes back clicks, and brings nothing back
   open.undo();
   open.undo();
   await answered();

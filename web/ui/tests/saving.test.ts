@@ -116,8 +116,9 @@ test("signed out, changes wait for the next sign-in", async () => {
   expect(queue.count).toBe(0);
 });
 
-test("what the server will never take is said and not tried again", async () => {
-  const { queue, sent, events, answers } = desk();
+test("a mask that the server will not take is said, not tried again and kept until it is corrected or deleted", async () => {
+  const storage = new Storage();
+  const { queue, sent, events, answers } = desk(storage);
   answers.push(new Refused(422, "too small"));
   queue.hold(task("t", "l"));
   queue.add("t", save("a"));
@@ -125,6 +126,25 @@ test("what the server will never take is said and not tried again", async () => 
   await settled();
   expect(events).toEqual(["refused a too small"]);
   expect(sent).toEqual(["t l save a", "t l save b"]);
+  expect(queue.count).toBe(1);
+  const later = desk(storage).queue;
+  later.hold(task("t", "new"));
+  expect(later.of("t")).toMatchObject([{ change: save("a"), refused: "too small" }]);
+  answers.push(new Refused(422, "still too small"));
+  queue.add("t", save("a"));
+  queue.add("t", { kind: "delete", id: "a" });
+  await settled();
+  expect([queue.count, storage.items.size]).toEqual([0, 0]);
+  expect(events.length).toBe(1); // of a mask that is gone nothing is said
+});
+
+test("what others than the server refuse is tried again", async () => {
+  const { queue, sent, events, answers } = desk();
+  answers.push(new Refused(403, "says a proxy"), new Refused(429, "too many requests"));
+  queue.hold(task("t", "l"));
+  queue.add("t", save("a"));
+  await settled();
+  expect([sent.length, queue.count, events.length]).toEqual([3, 0, 0]);
 });
 
 test("a page that was closed sends its changes when the task comes back", async () => {
@@ -139,7 +159,7 @@ test("a page that was closed sends its changes when the task comes back", async 
   queue.add("other", save("b"));
   await settled();
   queue.hold(task("t", "new"));
-  expect(queue.of("t")).toEqual([save("a")]);
+  expect(queue.of("t").map(({ change }) => change)).toEqual([save("a")]);
   await settled();
   expect(sent).toEqual(["other l save b", "t new save a"]);
   expect(storage.items.size).toBe(0);

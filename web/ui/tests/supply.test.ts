@@ -92,6 +92,29 @@ test("every lease is renewed at a third of its time, and soon again when the ser
   expect(log.slice(4)).toEqual(["renew 2"]);
 });
 
+test("what a proxy says ends no lease", async () => {
+  const { supply, log, failures } = desk(1);
+  await supply.next();
+  failures.push(new Refused(403, "says a proxy"));
+  await vi.advanceTimersByTimeAsync(46_000);
+  expect(log.filter((line) => line === "renew 1").length).toBe(2);
+  expect(log).not.toContain("lost 1");
+});
+
+test("while nobody is here leases run out, and the next input renews them", async () => {
+  const { supply, log } = desk(2);
+  await supply.next();
+  supply.tend(null, 0);
+  await vi.advanceTimersByTimeAsync(0);
+  supply.pause();
+  await vi.advanceTimersByTimeAsync(600_000);
+  expect(log).toContain("release 2");
+  expect(log.some((line) => line.startsWith("renew"))).toBe(false);
+  supply.renewAll();
+  await vi.advanceTimersByTimeAsync(0);
+  expect(log.at(-1)).toBe("renew 1");
+});
+
 test("a task fetched ahead whose lease has ended is not opened", async () => {
   const { supply, log, failures } = desk(3);
   await supply.next();
