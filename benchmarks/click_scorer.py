@@ -38,8 +38,9 @@ from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks, ClickScorer
 from model.edge_detector import edge_detector_sha256
 from model.sam import Sam
 from model.transforms import ResizeLongestSide
+from stages.click_answers import LEAST_SHARE, MOST_CLICKS, MOST_UNHEEDED
 from stages.filters import mask_box
-from stages.given import given_logits
+from stages.given import SAMPLES, SURE, given_logits
 from stages.predictor import MASK_THRESHOLD, Pixels, Predictor, embed_batch
 from stages.prompts import Point, centre_click, error_region
 from stages.rle import decode_rle
@@ -51,7 +52,7 @@ from stages.zoom_in import CROP_SHARE, FITS, View
 log = logging.getLogger("click_scorer")
 
 MIN_VOTES, MIN_AREA = 2, 100
-MOST_REGIONS = 8
+MOST_REGIONS = 24
 """Of a photograph, chosen at random."""
 CROPS, MOST_IN_CROP = 2, 4
 """Of a photograph, each around a region that it shows; and regions of each."""
@@ -83,6 +84,12 @@ class TaughtClicks:
     """(B, R)"""
     share: Tensor
     """(B,) how often each is taught."""
+
+    @property
+    def is_first(self) -> Tensor:
+        """(B,) whether there was nothing before, no box either."""
+        with_before, number = self.clicks.facts[:, :, -3], self.clicks.facts[:, 0, -1]
+        return (number == 1) & (with_before.amax(dim=1) == 0)
 
     def __getitem__(self, chosen: Tensor) -> "TaughtClicks":
         return TaughtClicks(
@@ -124,14 +131,14 @@ def main(arguments: list[str] | None = None) -> None:
         of_watched = list(pool.map(measure, watched))
     scorer = train(clicks, options.steps)
     log.info("%d clicks", len(clicks.of_outputs))
-    if of_watched:
-        watched_clicks = together(of_watched)
-        is_first = watched_clicks.clicks.facts[:, 0, -1] == 1
-        for which, chosen in (("first", is_first), ("further", ~is_first)):
-            log.info(json.dumps({which: figures(scorer, watched_clicks[chosen])}))
     part = options.out.with_suffix(".part")
     save_file(storable_weights(scorer, torch.float32), part)
     part.replace(options.out)
+    if any(of_watched):
+        watched_clicks = together(of_watched)
+        is_first = watched_clicks.is_first
+        for which, chosen in (("first", is_first), ("further", ~is_first)):
+            log.info(json.dumps({which: figures(scorer, watched_clicks[chosen])}))
 
 
 def taught_clicks_kept(
@@ -140,7 +147,8 @@ def taught_clicks_kept(
     regions = MIN_AREA, MOST_REGIONS, CROPS, MOST_IN_CROP, CROP_SHARE, FITS, PLACES
     corrections = FURTHER_CLICKS, BESIDE_SHARE, BOX_SHARE, BOX_NOISE, BEST_SHARE
     told = CORRECTABLE, MOST_AROUND, DEEPEST, NUM_LOOKS, NUM_FACTS
-    made_by = checkpoint, edge_detector_sha256(), regions, corrections, told
+    told_of_clicks = LEAST_SHARE, MOST_CLICKS, MOST_UNHEEDED, SURE, SAMPLES
+    made_by = checkpoint, edge_detector_sha256(), regions, corrections, told, told_of_clicks
     return arrays_kept(work, image, made_by, lambda: taught_clicks(sam_of(checkpoint), image))
 
 
