@@ -5,10 +5,11 @@ images, oversampled by stage, and a step takes the next slice of it. Stopping an
 step therefore needs no state, and ranks of a distributed training take disjoint slices.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from engine.context import WorkerContext
 from engine.corpus import Corpus
-from engine.errors import EngineError, ImageError
+from engine.errors import EngineError, ImageError, UnreadableImageError
 from engine.manifest import load_manifest
 from engine.shards import read_columns, read_record
 from engine.store import Store
@@ -28,6 +29,10 @@ from model.training import TrainingBatch
 from model.transforms import to_input_square
 from stages.records import ImageRecord, ImageStatus, Record, StageName
 from stages.rle import decode_rle
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Axes: B images, P masks over all of them, S the side of the input square.
 
@@ -121,7 +126,7 @@ class ShardDataset:
 
     def batch(self, step: int) -> TrainingBatch:
         """This rank's share of a step."""
-        parts = [self._load(example) for example in self.examples(step)]
+        parts = [part for _, part in self.loaded(step, self._load)]
         index = torch.cat([torch.full((len(p.masks),), i) for i, p in enumerate(parts)])
         inputs = torch.stack([part.inputs for part in parts])
         return TrainingBatch(
@@ -137,10 +142,33 @@ class ShardDataset:
         first = step * self.batch_images + self.rank * share
         return [self.example(position) for position in range(first, first + share)]
 
+    def loaded(
+        self, step: int, load: Callable[[TrainingExample], T]
+    ) -> list[tuple[TrainingExample, T]]:
+        """A step's examples with what is loaded of each. It goes on without images that cannot be
+        read any more: every later attempt would meet them again.
+
+        Raises:
+            EngineError: there is none that can be read, or storage refuses one.
+        """
+        examples = self.examples(step)
+        found: list[tuple[TrainingExample, T]] = []
+        for example in examples:
+            uri = example.record.uri
+            try:
+                found.append((example, load(example)))
+            except UnreadableImageError as error:
+                log.warning("step %d without %s, readable when annotated: %s", step, uri, error)
+            except ImageError as error:
+                raise EngineError(f"cannot train on {uri} now: {error}") from error
+        if not found:
+            uris = ", ".join(example.record.uri for example in examples)
+            raise EngineError(f"no image of training step {step} can be read any more: {uris}")
+        return found
+
     def embedding(self, example: TrainingExample) -> Tensor:
         """(1, C, S/16, S/16)."""
-        with _readable(example.record):
-            return self.context.embedding(self._corpus.row(example.record.image_id))
+        return self.context.embedding(self._corpus.row(example.record.image_id))
 
     def example(self, position: int) -> TrainingExample:
         """What stands at a position of the endless sequence of epochs."""
@@ -178,22 +206,11 @@ class ShardDataset:
         if self.frozen_encoder:
             inputs = self.embedding(example)[0].cpu()
         else:
-            with _readable(record):
-                image = self.context.read_image(self._corpus.row(record.image_id))
+            image = self.context.read_image(self._corpus.row(record.image_id))
             inputs = to_input_square(
                 place.apply(image.pixels, PillowImage.Resampling.BILINEAR), size
             )
         return _Loaded(inputs, torch.from_numpy(targets), valid)
-
-
-@contextmanager
-def _readable(record: ImageRecord) -> Iterator[None]:
-    try:
-        yield
-    except ImageError as error:
-        raise EngineError(
-            f"cannot train on {record.uri}, which was readable when it was annotated: {error}"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,8 @@ class DetectorJob(TrainingJob):
 
 def _detector_batch(dataset: ShardDataset, step: int) -> tuple[Tensor, list[Tensor]]:
     """(B, C, h, w) embeddings and for each image the (N, 4) boxes of its masks, input frame."""
-    examples = dataset.examples(step)
-    embeddings = torch.cat([dataset.embedding(example) for example in examples])
+    examples, parts = zip(*dataset.loaded(step, dataset.embedding), strict=True)
+    embeddings = torch.cat(parts)
     image_size = dataset.context.checkpoint.sam.config.image_size
     boxes = []
     for example in examples:

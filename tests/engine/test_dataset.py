@@ -242,12 +242,25 @@ def test_prefilled_masks_that_nobody_confirmed_are_not_learnt_from(
     assert build_index(run.store, [folder], MIX).row.tolist() == [0, 1, 3]
 
 
-def test_an_image_that_vanished_after_its_annotation_is_named(tmp_path: Path) -> None:
-    run = SmallRun(tmp_path, num_images=1)
-    folder = run.seal_round(0, AUTOMATIC, [0])
+def test_images_that_vanished_after_their_annotation_are_done_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = SmallRun(tmp_path, num_images=3)
+    folder = run.seal_round(0, AUTOMATIC, [0, 1])
     drawn = dataset(run, folders=(folder,))
     run.photo(run.rows[0]).unlink()
-    with pytest.raises(EngineError, match=r"cannot train on .*0\.png, which was readable"):
+    assert len(drawn.batch(0).valid) == 2  # of four, which are two images twice
+    assert "0.png, readable when annotated: no such file" in caplog.text
+    run.photo(run.rows[1]).write_bytes(b"no image any more")
+    with pytest.raises(EngineError, match="no image of training step 0 can be read any more"):
+        drawn.batch(0)
+
+
+def test_a_training_whose_storage_is_away_ends(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, num_images=1)
+    drawn = dataset(run, folders=(run.seal_round(0, AUTOMATIC, [0]),))
+    run.photos.rename(tmp_path / "away")
+    with pytest.raises(EngineError, match=r"cannot train on .*0\.png now: .*is its disk mounted"):
         drawn.batch(0)
 
 
