@@ -13,6 +13,7 @@ are published, each image whose file could not be had is tried once more.
 """
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 WHOLE_ATTEMPTS = 2
 """A dead machine is no fault of the images, so a whole shard gets a second chance."""
+
+MAX_FAILURES_IN_A_ROW, LONGEST_STALL_SECONDS = 100, 1800.0
+"""Past both nothing works any more: not to go on until millions of images were given up."""
 
 OnShard = Callable[[int], None]
 """Called with the number of each shard that has come to exist."""
@@ -64,7 +68,7 @@ def make_shards(
 
     Raises:
         StorageError: a shard could not be written.
-        EngineError: more images failed than patience allows.
+        EngineError: more images failed than patience allows, or for half an hour everything did.
     """
     _Production(executor, store, patience, on_shard).run(iter(units))
 
@@ -86,6 +90,8 @@ class _Production:
         self._again: deque[ShardUnit] = deque()
         self._failures: Counter[str] = Counter()
         """By path of the shard or part."""
+        self._in_a_row = 0
+        self._last_done = time.monotonic()
         self._apart: dict[str, ShardUnit] = {}
         """Shards taken apart, by path."""
         self._parts_left: Counter[str] = Counter()
@@ -128,6 +134,7 @@ class _Production:
     def _handle(self, outcome: Done | Failed) -> None:
         unit: ShardUnit = outcome.unit
         if isinstance(outcome, Done):
+            self._in_a_row, self._last_done = 0, time.monotonic()
             self._given_up.pop(unit.path, None)
             self._finished(unit)
             return
@@ -136,6 +143,16 @@ class _Production:
         self._failures[unit.path] += 1
         failures = self._failures[unit.path]
         log.warning("%s failed (%d): %s", unit.path, failures, outcome.error)
+        self._in_a_row += 1
+        if (
+            self._in_a_row > MAX_FAILURES_IN_A_ROW
+            and time.monotonic() - self._last_done > LONGEST_STALL_SECONDS
+        ):
+            raise EngineError(
+                f"{self._in_a_row} attempts in a row failed, for more than half an hour; the last: "
+                f"{unit.path}: {outcome.error}. What is published stays; mend the cause and run "
+                "the same command again"
+            )
         if unit.part is None:
             if failures < WHOLE_ATTEMPTS:
                 self._again.append(unit)

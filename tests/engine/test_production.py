@@ -312,6 +312,18 @@ def test_more_failures_than_patience_allows_stop_the_run_with_the_cause(run: Sma
     assert not run.store.exists(layout.shard_path("shards", 0))
 
 
+def test_a_run_where_nothing_works_any_more_stops_before_its_patience_does(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.production.MAX_FAILURES_IN_A_ROW", 10)
+    endless = Patience(max_attempts=3, max_given_up=8)
+    all_of_them = kills(*range(8))
+    make(run, MortalExecutor(run.context(), all_of_them), units_of(run)[:1], patience=endless)
+    monkeypatch.setattr("engine.production.LONGEST_STALL_SECONDS", 0.0)
+    with pytest.raises(EngineError, match=r"11 attempts in a row failed, .*its worker died"):
+        make(run, MortalExecutor(run.context(), all_of_them), units_of(run)[1:], patience=endless)
+
+
 def test_patience_grows_with_the_round_but_never_below_three() -> None:
     assert Patience.of(1000, max_attempts=3, share=0.1).max_given_up == 100
     assert Patience.of(10, max_attempts=3, share=0.1).max_given_up == 3
