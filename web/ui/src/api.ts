@@ -94,9 +94,12 @@ export class Refused extends Error {
 /** The server was not reached, or could not answer; the same request may succeed later. */
 export class Unreached extends Error {}
 
-/** A silent server is not waited for any longer; an image may come over a slow line. */
+/** A silent server is not waited for any longer; an image, or all masks of one, may come over a slow line. */
 const ANSWER_MILLISECONDS = 30_000;
-const IMAGE_MILLISECONDS = 300_000;
+const LARGE_MILLISECONDS = 300_000;
+const LARGE_ANSWERS: readonly string[] = ["/api/images/", "/api/tasks/claim"];
+/** Of the slowest line that is waited for, up as well. */
+const BYTES_PER_MILLISECOND = 25;
 
 interface Reply {
   status: number;
@@ -207,7 +210,9 @@ export class Api {
 
   /** The whole answer: a line that breaks in the middle of it is a server not reached. */
   private async send(method: string, path: string, body?: unknown, keepalive = false): Promise<Reply> {
-    const milliseconds = path.startsWith("/api/images/") ? IMAGE_MILLISECONDS : ANSWER_MILLISECONDS;
+    const text = body === undefined ? undefined : JSON.stringify(body);
+    const isLarge = LARGE_ANSWERS.some((start) => path.startsWith(start));
+    const milliseconds = (isLarge ? LARGE_MILLISECONDS : ANSWER_MILLISECONDS) + Math.ceil((text?.length ?? 0) / BYTES_PER_MILLISECOND);
     let response: Response;
     let content: Blob;
     try {
@@ -217,7 +222,7 @@ export class Api {
         credentials: "same-origin",
         headers:
           method === "GET" ? {} : { "X-SA-Engine": "1", "Content-Type": "application/json" },
-        body: body === undefined ? undefined : JSON.stringify(body),
+        body: text,
         signal: AbortSignal.timeout(milliseconds),
       });
       content = await response.blob();

@@ -8,8 +8,12 @@
 
 import type { Task } from "./api";
 import type { Answer, ModelPrompt } from "./prompt";
+import { inTime } from "./retry";
 
 export type BackendName = "page" | "server";
+
+/** For so long a click that the server did not answer waits for the page's decoder. */
+const PAGE_MILLISECONDS = 10_000;
 
 export interface Backend {
   /** Fetches ahead what `open` will need. */
@@ -126,7 +130,7 @@ export class Decoder {
         this.use("server");
         return this.backends.server.decode(task, prompt);
       }
-      if (!(await this.openPage)) throw error;
+      if (!(await inTime(this.openPage, PAGE_MILLISECONDS).catch(() => false))) throw error;
       return this.backends.page.decode(task, prompt);
     }
   }

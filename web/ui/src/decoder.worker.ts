@@ -22,6 +22,9 @@ export type WorkerReply =
   | { id: number; lowResMasks?: Float32Array; predictedIou?: number[] }
   | { id: number; error: string };
 
+/** An embedding or a decoder that has not come by then may be asked for again. */
+const LONGEST_MILLISECONDS = 300_000;
+
 const absolute = (url: string): string => new URL(url, self.location.href).href;
 ort.env.wasm.wasmPaths = { mjs: absolute(loaderUrl), wasm: absolute(wasmUrl) };
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
@@ -101,7 +104,7 @@ async function decode(request: Extract<WorkerRequest, { kind: "decode" }>): Prom
 }
 
 async function bytesOf(url: string): Promise<ArrayBuffer> {
-  const response = await fetch(url, { credentials: "same-origin" });
+  const response = await fetch(url, { credentials: "same-origin", signal: AbortSignal.timeout(LONGEST_MILLISECONDS) });
   if (!response.ok) throw new Error(`${url}: the server answered ${response.status}`);
   return response.arrayBuffer();
 }

@@ -77,6 +77,19 @@ test("until the page's decoder is ready the server answers, and when it never is
   expect(decoder.status.using).toBe("server");
 });
 
+test("where the server fails and the page's decoder never comes, those that wait are told", async () => {
+  vi.useFakeTimers();
+  const [page, server] = [new Manual(0), new Manual(1)];
+  page.open = () => new Promise(() => {});
+  server.decode = () => Promise.reject(new Error("away"));
+  const decoder = new Decoder({ page, server });
+  decoder.open(TASK);
+  const asked = [decoder.ask(prompt(1)), decoder.ask(prompt(2))].map((answer) => expect(answer).rejects.toThrow("away"));
+  await vi.advanceTimersByTimeAsync(20_000);
+  await Promise.all(asked);
+  vi.useRealTimers();
+});
+
 test("when the one in use fails, the other answers", async () => {
   const [page, server] = [new Manual(0), new Manual(1)];
   page.isAutomatic = server.isAutomatic = true;
