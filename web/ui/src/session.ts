@@ -16,8 +16,8 @@ import type { Enlarged, Enlarges } from "./upscale";
 import { drawnAgain, fits, mendsBeyond, within } from "./zoom_in";
 
 interface Offered {
-  /** In the frame of the whole image; the next prompt's mask input. */
-  logits: Float32Array;
+  /** In the frame of the whole image; the next prompt's mask input, made when there is one. */
+  logits: () => Float32Array;
   predictedIou: number;
   /** What the mask is made of; `crop`: null of the first look, at the whole image. */
   drawn: { logits: Float32Array; upscale: Enlarges; crop: Box | null };
@@ -162,7 +162,7 @@ export class MaskSession {
       points: kind === "point" ? [...points, { x: coords[0], y: coords[1] }] : points,
       labels: kind === "point" ? [...labels, label] : labels,
       box: kind === "box" ? coords : (boxes[boxes.length - 1]?.coords ?? null),
-      maskInput: reply ? reply.offered[reply.chosen].logits : null,
+      maskInput: reply ? reply.offered[reply.chosen].logits() : null,
       before: reply && kind === "point" ? this.mask : null,
     };
   }
@@ -263,7 +263,7 @@ export class MaskSession {
     const logits = givenLogits(mask, size, upscales.imageSize);
     const { predicted_iou: predictedIou, stability_score: stabilityScore } = saved;
     const drawn = { logits, upscale: upscales.of(false), crop: null };
-    const offered = [{ logits, predictedIou, drawn }];
+    const offered = [{ logits: () => logits, predictedIou, drawn }];
     this.given = { answer: null, prompt: null, snapped: false, offered, chosen: 0, mask, stabilityScore };
   }
 
@@ -295,7 +295,7 @@ export class MaskSession {
     const offers = upscale.offer(outputsOf(answer), prompt);
     const far = offers.map(({ drawn: logits, predictedIou, output }) => {
       const drawn = { logits, upscale, crop: null };
-      return { logits: output === null ? this.givenAs(drawn) : logits, predictedIou, drawn };
+      return { logits: () => (output === null ? this.givenAs(drawn) : logits), predictedIou, drawn };
     });
     const { near } = answer;
     if (!near || mendsBeyond(near.crop, offers, prompt)) return far; // it was asked for when S was off
@@ -306,7 +306,7 @@ export class MaskSession {
     const closer = this.closer(near).of(snaps);
     const again = closer.offer(outputsOf(near), within(prompt, crop)).map(({ drawn: logits, predictedIou, output }) => {
       const drawn = { logits, upscale: closer, crop };
-      const carried = output === null ? this.givenAs(drawn) : logitsOf({ lowResMasks: near.carried }, output);
+      const carried = (): Float32Array => (output === null ? this.givenAs(drawn) : logitsOf({ lowResMasks: near.carried }, output));
       return { logits: carried, predictedIou, drawn };
     });
     const drawn = drawnAgain(masks, areSmall, again.map((one) => enlarged(one).mask), snaps && this.upscales.canSnap);
