@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import Field
 
+from engine.run import run_id
 from engine.task_tables import TaskKind
 from stages.records import Record, StageName
 from web.accounts import SESSION_SECONDS
@@ -21,6 +22,8 @@ class Me(Record):
     name: str
     role: str
     run: str
+    run_id: str
+    """Whatever is kept in a browser is kept under it: other runs may have the same name."""
     round: int
     stage: StageName
     kinds: tuple[TaskKind, ...]
@@ -60,6 +63,7 @@ def me(somebody: Somebody, desk: TheDesk) -> Me:
         name=somebody.name,
         role=somebody.role,
         run=desk.config.name,
+        run_id=run_id(desk.store) or "",
         round=header.round,
         stage=header.stage,
         kinds=current.kinds,

@@ -17,6 +17,8 @@ export interface Me {
   /** Of the tasks that this round has. */
   kinds: readonly TaskKind[];
   run: string;
+  /** Whatever is kept in a browser is kept under it: other runs may have the same name. */
+  run_id: string;
   round: number;
   stage: string;
   checkpoint: string;

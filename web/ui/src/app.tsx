@@ -27,7 +27,7 @@ export function App() {
   async function signedIn(): Promise<void> {
     try {
       const now = await api.me();
-      if (workspace && me && (now.name !== me.name || now.run !== me.run)) return location.reload();
+      if (workspace && me && (now.name !== me.name || now.run_id !== me.run_id)) return location.reload();
       setMe(now);
       setSignedOut(false);
       setTrouble("");

@@ -12,7 +12,7 @@ export class TaskLocks {
 
   /** `locks`: undefined where pages are served over plain HTTP from another machine. */
   constructor(
-    private readonly run: string,
+    private readonly runId: string,
     private readonly locks: LockManager | undefined,
   ) {}
 
@@ -20,7 +20,7 @@ export class TaskLocks {
   async claim(ask: (holding: number[] | null) => Promise<Task | null>): Promise<Task | null> {
     const { locks } = this;
     if (!locks) return ask(null);
-    return locks.request(`sa-engine:claim:${this.run}`, async () => {
+    return locks.request(`sa-engine:claim:${this.runId}`, async () => {
       const { held = [] } = await locks.query();
       const prefix = this.nameOf("");
       const names = held.map(({ name = "" }) => name).filter((name) => name.startsWith(prefix));
@@ -46,6 +46,6 @@ export class TaskLocks {
   }
 
   private nameOf(taskId: Task["task_id"]): string {
-    return `sa-engine:task:${this.run}:${taskId}`;
+    return `sa-engine:task:${this.runId}:${taskId}`;
   }
 }

@@ -69,9 +69,9 @@ export class Workspace {
         now: () => Date.now(),
       },
       window.localStorage,
-      `sa-engine:unsaved:${me.run}:${me.name}`,
+      `sa-engine:unsaved:${me.run_id}:${me.name}`,
     );
-    this.supply = new TaskSupply(api, kind, new TaskLocks(me.run, navigator.locks), {
+    this.supply = new TaskSupply(api, kind, new TaskLocks(me.run_id, navigator.locks), {
       image: (task) => this.untilReached(async () => createImageBitmap(await api.image(task.image_id))),
       superpixels: async (task) => (task.snap ? this.superpixelsOf(task) : null),
       prepare: (task) => this.decoder.prepare(task),
