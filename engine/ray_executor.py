@@ -38,6 +38,8 @@ MAX_FAILED_UNITS = 3
 """In a row, on one actor."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 """Before an actor starts in the place of one that failed, for each failure in a row; at most."""
+LONG_SECONDS, LONG_FACTOR = 600.0, 10
+"""A unit that takes both so long and so many times the mean is told of."""
 PATIENCE_SECONDS = 60.0
 """Without any worker, until we say that we wait for one."""
 
@@ -47,13 +49,14 @@ class _Worker:
         self._context = WorkerContext(spec)
         self._context.pin_threads()
 
-    def start(self, pause: float) -> None:
-        """Raises EngineError, which names the machine."""
+    def start(self, pause: float) -> str:
+        """The machine's name. Raises EngineError, which names it."""
         time.sleep(pause)
         try:
             self._load()
         except Exception as error:  # whatever a disk, a network or a device may raise
             raise EngineError(f"on {platform.node()}: {error}") from error
+        return platform.node()
 
     def _load(self) -> None:
         if not self._context.store.exists(layout.CONFIG):
@@ -84,6 +87,9 @@ class _Slot:
     """Its unit must not be joined by another."""
     failures: int = 0
     """In a row: of its units, and of the starts and units of those whose place it took."""
+    machine: str = ""
+    since: float = 0.0
+    """When its oldest unit became so; infinity once it was told of."""
 
     def room(self) -> int:
         started = self.starting is None
@@ -100,6 +106,7 @@ class RayExecutor:
         """Units that must have a worker to themselves."""
         self._failed_starts = 0
         self._last_alive = time.monotonic()
+        self._num_finished, self._seconds_finished = 0, 0.0
         self._slots = [self._start_actor() for _ in range(workers)]
 
     def has_room(self) -> bool:
@@ -114,6 +121,7 @@ class RayExecutor:
         self._assign()
         outcomes = self._collect(timeout)
         self._tell_of_waiting()
+        self._tell_of_long_units()
         return outcomes
 
     def close(self) -> None:
@@ -150,6 +158,8 @@ class RayExecutor:
 
     @staticmethod
     def _send(slot: _Slot, unit: Unit) -> None:
+        if not slot.running:
+            slot.since = time.monotonic()
         slot.running[slot.actor.run.remote(unit)] = unit
 
     def _collect(self, timeout: float) -> list[Outcome]:
@@ -172,7 +182,7 @@ class RayExecutor:
 
     def _started(self, slot: _Slot) -> None:
         try:
-            ray.get(slot.starting)
+            slot.machine = ray.get(slot.starting)
         except RayTaskError as error:
             self._failed_to_start(slot, str(error.cause), is_said=True)
         except RayError as error:
@@ -204,16 +214,21 @@ class RayExecutor:
             return self._died(slot, type(error).__name__)
         del slot.running[ref]
         slot.solo = False
+        now = time.monotonic()
+        self._num_finished += 1
+        self._seconds_finished += max(0.0, now - slot.since)
+        slot.since = now
         has_failed = isinstance(outcome, Failed) and not outcome.storage and not outcome.unavailable
         slot.failures = slot.failures + 1 if has_failed else 0
         if has_failed and slot.failures % MAX_FAILED_UNITS == 0:
-            log.warning("%d units in a row failed on one worker; replaced", slot.failures)
+            log.warning("%d units in a row failed on %s; replaced", slot.failures, slot.machine)
             self._queue.extendleft(self._replace(slot, slot.failures))
         return [outcome]
 
     def _died(self, slot: _Slot, reason: str) -> list[Outcome]:
         units = self._replace(slot, failures=0)
-        log.warning("a worker died (%s) with %d units in hand; replaced", reason, len(units))
+        died = "a worker died on %s (%s) with %d units in hand; replaced"
+        log.warning(died, slot.machine, reason, len(units))
         if len(units) == 1:
             return [Failed(units[0], f"its worker died ({reason})")]
         self._alone.extend(units)
@@ -226,6 +241,18 @@ class RayExecutor:
         slot.running.clear()
         self._slots[self._slots.index(slot)] = self._start_actor(failures)
         return units
+
+    def _tell_of_long_units(self) -> None:
+        mean = self._seconds_finished / max(1, self._num_finished)
+        now = time.monotonic()
+        for slot in self._slots:
+            seconds = now - slot.since
+            if slot.running and seconds > max(LONG_SECONDS, LONG_FACTOR * mean):
+                slot.since = float("inf")
+                unit = next(iter(slot.running.values()))
+                what = getattr(unit, "path", type(unit).__name__)
+                long = "%s has been worked on for %d s on %s; others take %.1f s"
+                log.warning(long, what, seconds, slot.machine, mean)
 
     def _tell_of_waiting(self) -> None:
         now = time.monotonic()

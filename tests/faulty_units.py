@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ class Die:
 
     def run(self, context: WorkerContext) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Sleep:
+    seconds: float
+
+    def run(self, context: WorkerContext) -> None:
+        time.sleep(self.seconds)
 
 
 @dataclass(frozen=True)

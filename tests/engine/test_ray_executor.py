@@ -16,7 +16,7 @@ from engine.executor import Done, Failed, Outcome, Unit, run_all
 from engine.ray_executor import RayExecutor
 from engine.store import LocalStore
 from faults import environment_here, take_away
-from faulty_units import Die, Echo, Raise, RefuseToWrite, ReturnBytes, ReturnLock
+from faulty_units import Die, Echo, Raise, RefuseToWrite, ReturnBytes, ReturnLock, Sleep
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -36,6 +36,14 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
 def executor(ray_cluster: object, spec: WorkerSpec) -> Iterator[RayExecutor]:
     with closing(RayExecutor(spec, workers=1)) as executor:
         yield executor
+
+
+@pytest.fixture
+def two_more_places(ray_cluster: "Cluster") -> Iterator[None]:
+    with environment_here():
+        node = ray_cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    yield
+    take_away(ray_cluster, node)
 
 
 def test_every_unit_comes_back_once_as_a_result_or_as_one_line(executor: RayExecutor) -> None:
@@ -105,6 +113,7 @@ def test_starts_that_fail_with_their_machine_end_nothing_while_others_work(
     assert outcome == Done(outcome.unit, "still here")
 
 
+@pytest.mark.usefixtures("two_more_places")
 def test_a_worker_that_cannot_start_ends_nothing_while_others_work(
     spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,12 +133,11 @@ def test_a_worker_that_cannot_start_ends_nothing_while_others_work(
     assert "no-such-model" in caplog.text
 
 
+@pytest.mark.usefixtures("two_more_places")
 def test_what_failed_is_tried_again_elsewhere_and_a_worker_that_fails_all_is_replaced(
-    spec: WorkerSpec, ray_cluster: "Cluster", monkeypatch: pytest.MonkeyPatch
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_executor, "PAUSE_SECONDS", 0.1)
-    with environment_here():
-        node = ray_cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
     with closing(RayExecutor(spec, workers=2)) as executor:
         while any(slot.starting is not None for slot in executor._slots):
             executor.wait(1.0)
@@ -149,7 +157,6 @@ def test_what_failed_is_tried_again_elsewhere_and_a_worker_that_fails_all_is_rep
             executor.wait(1.0)
         _send_and_wait(executor, successor, Echo("well"))
         assert successor.failures == 0
-    take_away(ray_cluster, node)
 
 
 def test_a_result_lost_with_its_machine_is_a_failure_of_its_unit(
@@ -180,6 +187,18 @@ def test_it_says_what_it_waits_for_when_no_worker_finds_a_place(
         assert not executor.has_room()
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.startswith("waiting for a worker: each needs 64 CPUs and 0 GPUs")
+
+
+def test_a_unit_that_takes_far_longer_than_others_is_told_of_once(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_executor, "LONG_SECONDS", 0.5)
+    list(run_all(executor, [Echo(str(number)) for number in range(20)]))
+    executor.submit(Sleep(2.0))
+    while not executor.wait(0.1):
+        pass
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("Sleep has been worked on for 0 s on ")
 
 
 def test_workers_that_cannot_load_their_model_end_the_run_in_one_line(spec: WorkerSpec) -> None:
