@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from fakes import rectangle, tiny_sam
+from model.checkpoint import load_checkpoint
 from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks
+from model.sam import Sam
 from model.transforms import ResizeLongestSide
 from stages.click_answers import NUM_OFFERED, Candidates
 from stages.predictor import Answer, Pixels, Predictor, embed
@@ -83,10 +85,10 @@ def test_a_first_click_that_takes_away_or_a_box_is_answered_by_the_model_alone()
         assert not any(answer.are_regions)
 
 
-def snapping() -> tuple[Predictor, Mask, Mask]:
-    """Of the boxes and a model of random weights."""
+def snapping(sam: Sam | None = None) -> tuple[Predictor, Mask, Mask]:
+    """Of the boxes and a model of random weights, if no other."""
     pixels, large, small = nested()
-    sam = tiny_sam()
+    sam = sam or tiny_sam()
     return predictor_of(sam, pixels, embed(sam, pixels), zoom_in=False, snap=True), large, small
 
 
@@ -97,8 +99,8 @@ def corrected(predictor: Predictor, place: Point, label: int, before: Mask) -> A
 
 
 def test_a_further_click_adds_a_region_to_the_mask_before_it_or_takes_it_away() -> None:
-    """By the scorer that ships."""
-    predictor, large, small = snapping()
+    """By the checkpoint and the scorer that ship."""
+    predictor, large, small = snapping(load_checkpoint("sa-tiny").sam.eval())
     added = corrected(predictor, centre_click(large & ~small), 1, small | BESIDE)
     assert mask_iou(added.masks[0], large | BESIDE) > 0.95
     taken = corrected(predictor, centre_click(small), 0, large)
@@ -112,7 +114,7 @@ def test_a_further_click_adds_a_region_to_the_mask_before_it_or_takes_it_away() 
 
 
 def test_what_is_finer_than_superpixels_is_kept_where_nobody_clicks() -> None:
-    predictor, large, small = snapping()
+    predictor, large, small = snapping(load_checkpoint("sa-tiny").sam.eval())
     thread, crack = rectangle(SIZE_HW, 10, 220, 11, 310), rectangle(SIZE_HW, 175, 270, 220, 271)
     before = (small | BESIDE | thread) & ~crack
     added = corrected(predictor, centre_click(large & ~small), 1, before).masks[0]
