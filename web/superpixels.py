@@ -16,8 +16,8 @@ from stages.superpixels import Superpixels
 LEVEL = 6
 """Of the compression: a photograph's are some 100 kB, in 20 ms."""
 WORKERS = max(1, (os.cpu_count() or 1) // 2)
-"""Images cut up at a time, and as many crops, each a second of a core; the others wait, and hold
-nothing meanwhile."""
+"""Images cut up at a time, and as many crops, each one or two seconds of a core; the others wait,
+and hold nothing meanwhile."""
 
 Key = TypeVar("Key")
 
