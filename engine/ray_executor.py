@@ -9,8 +9,8 @@ may wait for a place for ever, while the others go on.
 
 A process whose device has failed fails everything, and fast, so it is the one that is always idle:
 left alone, it would take all that is tried again. So an actor on which several units failed in a
-row is replaced, and what must be alone goes where the last unit did not fail. As long as others
-work, an actor that cannot start is tried again and again, ever more slowly: its machine may be ill.
+row is replaced. As long as others work, an actor that cannot start is tried again and again, ever
+more slowly: its machine may be ill.
 """
 
 import logging
@@ -37,7 +37,7 @@ What a worker says of itself is said once by each."""
 MAX_FAILED_UNITS = 3
 """In a row, on one actor."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
-"""Before an actor starts in the place of one that failed, for each failure in a row; at most."""
+"""Before an actor starts in the place of one that could not, for each in a row; at most."""
 LONG_SECONDS, LONG_FACTOR = 600.0, 10
 """A unit that takes both so long and so many times the mean is told of."""
 PATIENCE_SECONDS = 60.0
@@ -85,8 +85,10 @@ class _Slot:
     """Units by the reference of their outcome, oldest first."""
     solo: bool = False
     """Its unit must not be joined by another."""
+    failed_starts: int = 0
+    """In a row, of those whose place it took."""
     failures: int = 0
-    """In a row: of its units, and of the starts and units of those whose place it took."""
+    """In a row, of units; of those whose place it took as well."""
     machine: str = ""
     since: float = 0.0
     """When its oldest unit became so; infinity once it was told of."""
@@ -129,24 +131,26 @@ class RayExecutor:
             ray.kill(slot.actor)
         self._slots = []
 
-    def _start_actor(self, failures: int = 0) -> _Slot:
+    def _start_actor(self, failed_starts: int = 0, failures: int = 0) -> _Slot:
         options = {
             "num_cpus": self._spec.threads,
             "num_gpus": self._gpus,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self._spec.threads)}},
         }
         actor = _Actor.options(**options).remote(self._spec)
-        pause = min(failures * PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-        return _Slot(actor=actor, starting=actor.start.remote(pause), failures=failures)
+        pause = min(failed_starts * PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        return _Slot(
+            actor, actor.start.remote(pause), failed_starts=failed_starts, failures=failures
+        )
 
     def _assign(self) -> None:
-        """First those that must be alone, each to an idle actor; then the queue, evenly.
+        """First those that must be alone, each to an idle actor, where there is a choice to one on
+        which the last unit did not fail; then the queue, evenly.
 
         While one waits to be alone nobody is given more, or no actor might ever become idle.
         """
         started = [slot for slot in self._slots if slot.starting is None]
-        sound = [slot for slot in started if slot.failures == 0]
-        for slot in sound or started:
+        for slot in sorted(started, key=lambda slot: slot.failures):
             if self._alone and not slot.running:
                 slot.solo = True
                 self._send(slot, self._alone.popleft())
@@ -202,7 +206,7 @@ class RayExecutor:
         if self._failed_starts >= min(max(least, len(self._slots)), MAX_FAILED_STARTS):
             raise EngineError(f"workers cannot start: {reason}")
         log.warning("a worker cannot start: %s; replaced", reason)
-        self._replace(slot, slot.failures + 1)
+        self._replace(slot, failed_starts=slot.failed_starts + 1, failures=slot.failures)
 
     def _finished(self, slot: _Slot, ref: Any) -> list[Outcome]:
         unit = slot.running[ref]
@@ -222,11 +226,11 @@ class RayExecutor:
         slot.failures = slot.failures + 1 if has_failed else 0
         if has_failed and slot.failures % MAX_FAILED_UNITS == 0:
             log.warning("%d units in a row failed on %s; replaced", slot.failures, slot.machine)
-            self._queue.extendleft(self._replace(slot, slot.failures))
+            self._queue.extendleft(self._replace(slot, failures=slot.failures))
         return [outcome]
 
     def _died(self, slot: _Slot, reason: str) -> list[Outcome]:
-        units = self._replace(slot, failures=0)
+        units = self._replace(slot)
         died = "a worker died on %s (%s) with %d units in hand; replaced"
         log.warning(died, slot.machine, reason, len(units))
         if len(units) == 1:
@@ -234,12 +238,12 @@ class RayExecutor:
         self._alone.extend(units)
         return []
 
-    def _replace(self, slot: _Slot, failures: int) -> list[Unit]:
+    def _replace(self, slot: _Slot, *, failed_starts: int = 0, failures: int = 0) -> list[Unit]:
         """Start a new actor in another's place; returns what that one had in hand."""
         ray.kill(slot.actor)  # it may only be out of sight
         units = list(slot.running.values())
         slot.running.clear()
-        self._slots[self._slots.index(slot)] = self._start_actor(failures)
+        self._slots[self._slots.index(slot)] = self._start_actor(failed_starts, failures)
         return units
 
     def _tell_of_long_units(self) -> None:

@@ -122,7 +122,7 @@ def test_a_worker_that_cannot_start_ends_nothing_while_others_work(
         _wait_for_room(executor)
         executor._spec = replace(spec, checkpoint="no-such-model")
         executor._slots.append(executor._start_actor())
-        while executor._slots[1].failures < 2:
+        while executor._slots[1].failed_starts < 2:
             executor.wait(1.0)
         executor._spec = spec  # its machine is mended
         while executor._slots[1].starting is not None:
@@ -135,9 +135,8 @@ def test_a_worker_that_cannot_start_ends_nothing_while_others_work(
 
 @pytest.mark.usefixtures("two_more_places")
 def test_what_failed_is_tried_again_elsewhere_and_a_worker_that_fails_all_is_replaced(
-    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+    spec: WorkerSpec,
 ) -> None:
-    monkeypatch.setattr(ray_executor, "PAUSE_SECONDS", 0.1)
     with closing(RayExecutor(spec, workers=2)) as executor:
         while any(slot.starting is not None for slot in executor._slots):
             executor.wait(1.0)
