@@ -1,5 +1,6 @@
 """A disk that is full when something is to be written."""
 
+import platform
 import re
 import resource
 import shutil
@@ -88,7 +89,7 @@ def test_a_disk_that_is_full_when_a_shard_is_written_stops_the_run_until_there_i
     (error,) = (line for line in errors if line.startswith("error: "))
     assert errors[-1] == error
     assert "cannot write rounds/00-fully_automatic/shards/shard-000001.parquet" in error
-    assert f"{disk.refusal}; mend the storage and run the same command again" in error
+    assert f"{disk.refusal} (on {platform.node()}); mend the storage and run the same" in error
     assert not [path.name for path in shards.iterdir() if "shard-000001" in path.name]
 
     disk.free()
