@@ -38,7 +38,8 @@ def open_review(connection: sa.Connection, task: Any, _: Submission) -> None:
     """Of the answer just given to a task; one that sent the image back is begun anew."""
     here = of_kind(task.round, TaskKind.REVIEW) & (TASKS.c.image_id == task.image_id)
     fresh = {"state": TaskState.OPEN, "token": "", "author": task.owner, "subject": task.task_id}
-    again = sa.update(TASKS).where(here).values(**fresh).returning(TASKS.c.task_id)
+    anew = fresh | {"hands": TASKS.c.hands + 1}  # its masks are others
+    again = sa.update(TASKS).where(here).values(**anew).returning(TASKS.c.task_id)
     review = connection.scalar(again)
     if review is None:
         new = {"round": task.round, "kind": TaskKind.REVIEW, "image_id": task.image_id} | fresh

@@ -35,6 +35,7 @@ TASKS = sa.Table(
     sa.Column("token", sa.String(32), nullable=False, server_default=""),
     sa.Column("owner", sa.Text, nullable=False, server_default=""),
     sa.Column("holder", sa.String(64), nullable=False, server_default=""),
+    sa.Column("hands", sa.Integer, nullable=False, server_default="0"),
     sa.Column("expires_at", sa.Float, nullable=False, server_default="0"),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("error", sa.Text, nullable=False, server_default=""),
@@ -44,8 +45,9 @@ TASKS = sa.Table(
     sa.UniqueConstraint("round", "kind", "image_id"),
     sa.Index("tasks_by_state", "round", "kind", "state", "task_id"),
 )
-"""`note`: a reviewer's, for whoever annotates next. Of a review, `subject` is the task whose answer
-is looked at and `author` who gave it."""
+"""`hands`: how often the task has come from one owner to another. `note`: a reviewer's, for whoever
+annotates next. Of a review, `subject` is the task whose answer is looked at and `author` who gave
+it."""
 
 ANSWERS = sa.Table(
     "answers",

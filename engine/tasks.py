@@ -37,6 +37,8 @@ class Lease(Record):
     owner: str
     expires_at: float
     """Seconds, of the queue's clock."""
+    hands: int
+    """The same for two leases of an owner if nobody else has had the task between them."""
     note: str = ""
     """Of the reviewer who sent the image back."""
     subject: int | None = None
@@ -139,6 +141,7 @@ class TaskQueue:
             "state": TaskState.LEASED,
             "token": uuid.uuid4().hex,
             "owner": owner,
+            "hands": TASKS.c.hands + sa.case((TASKS.c.owner == owner, 0), else_=1),
             "holder": holder,
             "expires_at": self._clock() + self._lease_seconds,
         }
@@ -373,6 +376,7 @@ def _lease(row: Any) -> Lease:
         image_id=row.image_id,
         owner=row.owner,
         expires_at=row.expires_at,
+        hands=row.hands,
         note=row.note,
         subject=row.subject,
     )

@@ -50,6 +50,8 @@ class Task(Record):
     """Of the reviewer who sent the image back; mostly empty."""
     lease: str
     expires_in: float
+    hands: int
+    """Another number than when this annotator last had it: somebody else has, meanwhile."""
     image_id: int
     file_name: str
     width: int
@@ -246,6 +248,7 @@ class Desk:
             note=lease.note,
             lease=lease.token,
             expires_in=LEASE_SECONDS,
+            hands=lease.hands,
             image_id=image_id,
             file_name=self.images.row(image_id).file_name,
             width=width,

@@ -260,6 +260,21 @@ def test_nobody_takes_a_task_from_under_their_own_hands(
     assert queue.submit(held, answer())
 
 
+def test_a_lease_tells_whether_somebody_else_has_had_the_task(queue: TaskQueue) -> None:
+    queue.add(ROUND, [1])
+
+    def hands(owner: str, holder: str = "desk") -> int:
+        lease = queue.claim(owner, ROUND, holder=holder, holding=[])
+        assert lease is not None
+        queue.release(lease)
+        return lease.hands
+
+    first = hands("ann")
+    assert hands("ann", holder="laptop") == first
+    theirs = hands("ben")
+    assert len({first, theirs, hands("ann")}) == 3
+
+
 def test_a_queue_of_an_earlier_version_is_refused(tmp_path: Path, clock: ManualClock) -> None:
     url = sqlite_url(tmp_path / "run" / "tasks.sqlite")
     with sqlite3.connect(tmp_path / "run" / "tasks.sqlite") as old:

@@ -53,6 +53,8 @@ export interface Task {
   note: string;
   lease: string;
   expires_in: number;
+  /** Another number than when this annotator last had it: somebody else has, meanwhile. */
+  hands: number;
   image_id: number | string;
   file_name: string;
   width: number;

@@ -4,7 +4,8 @@
  * Changes wait in the order they were made; a newer one to the same mask takes the older one's
  * place. They are also kept in the browser's storage, one entry for each task, so a page that is
  * closed while the server is away sends them when the task is taken up again. A change needs the
- * lease of its task: when the task has passed on, its changes stay until the same task comes back.
+ * lease of its task: when the task has passed on, its changes stay until the same task comes back. If
+ * somebody else has had it meanwhile, what they made of its masks stands, and only new masks are sent.
  */
 
 import { type Api, type MaskPayload, Refused, type Task, Unreached } from "./api";
@@ -16,12 +17,16 @@ export type Change =
 
 export interface Waiting {
   taskId: Task["task_id"];
+  /** Of the task when the change was made. */
+  hands: number;
   change: Change;
   /** Milliseconds since 1970. */
   made: number;
   /** Why the server will not take it, as it is; it is kept all the same. */
   refused?: string;
 }
+
+export type HeldTask = Pick<Task, "task_id" | "lease" | "file_name" | "hands" | "masks">;
 
 export interface SavingHooks {
   send(taskId: Task["task_id"], lease: string, change: Change): Promise<void>;
@@ -44,6 +49,7 @@ const KEPT_MILLISECONDS = 7 * 24 * 3600 * 1000;
 export class SaveQueue {
   private waiting: Waiting[] = [];
   private readonly leases = new Map<Task["task_id"], string>();
+  private readonly hands = new Map<Task["task_id"], number>();
   private readonly storageKeys = new Map<Task["task_id"], string>();
   private running = false;
   private signedOut = false;
@@ -66,26 +72,43 @@ export class SaveQueue {
 
   add(taskId: Task["task_id"], change: Change): void {
     this.waiting = this.waiting.filter((old) => !(old.taskId === taskId && sameTarget(old.change, change)));
-    this.waiting.push({ taskId, change, made: this.hooks.now() });
+    this.waiting.push({ taskId, hands: this.hands.get(taskId) ?? 0, change, made: this.hooks.now() });
     this.keep(taskId);
     void this.run();
   }
 
-  /** The task is held under its lease now. What an earlier page could not send is taken up. */
-  hold({ task_id, lease, file_name }: Pick<Task, "task_id" | "lease" | "file_name">): void {
+  /**
+   * The task is held under its lease now. What an earlier page could not send is taken up.
+   * Returns how many changes are dropped, for somebody else has had the task since they were made.
+   */
+  hold({ task_id, lease, file_name, hands, masks }: HeldTask): number {
     this.leases.set(task_id, lease);
+    this.hands.set(task_id, hands);
     const key = `${this.prefix}:${task_id}:${file_name}`;
     this.storageKeys.set(task_id, key);
-    if (this.of(task_id).length === 0) this.waiting.push(...this.kept(key));
+    const known = new Set(masks.map(({ mask_id }) => mask_id));
+    const isNew = ({ change }: Waiting): boolean => change.kind === "save" && !known.has(change.id);
+    const here = this.of(task_id);
+    const mine = here.length ? here : this.kept(key);
+    const good = mine
+      .filter((waiting) => waiting.hands === hands || isNew(waiting))
+      .map((waiting) => ({ ...waiting, hands }));
+    this.waiting = [...this.waiting.filter((waiting) => waiting.taskId !== task_id), ...good];
+    if (mine.length) this.keep(task_id);
     void this.run();
+    return mine.length - good.length;
   }
 
   holds(taskId: Task["task_id"]): boolean {
     return this.leases.has(taskId);
   }
 
+  /** What is in the browser's storage is no longer this page's alone: another may send it first. */
   letGo(taskId: Task["task_id"]): void {
     this.leases.delete(taskId);
+    const key = this.storageKeys.get(taskId);
+    const isKept = key !== undefined && this.kept(key).length === this.of(taskId).length;
+    if (isKept) this.waiting = this.waiting.filter((waiting) => waiting.taskId !== taskId);
   }
 
   /** Somebody has signed in again. */
@@ -141,6 +164,7 @@ export class SaveQueue {
 
   /** Unless a newer change has taken its place meanwhile. */
   private drop(done: Waiting): void {
+    if (!this.waiting.includes(done)) return;
     this.waiting = this.waiting.filter((waiting) => waiting !== done);
     this.keep(done.taskId);
   }

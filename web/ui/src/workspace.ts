@@ -225,7 +225,7 @@ export class Workspace {
   /** False when the task has passed on meanwhile. */
   private async open({ task, image, superpixels }: HeldTask): Promise<boolean> {
     this.decoder.open(task);
-    this.saves.hold(task);
+    const outdated = this.saves.hold(task);
     const unsaved = this.saves.of(task.task_id); // now: it is on its way to the server
     let trouble = "";
     const shown = await image.catch((error) => {
@@ -257,6 +257,7 @@ export class Workspace {
     this.phase = "working";
     this.show(open);
     if (this.tools.tool === "select") this.tools.take("click");
+    if (outdated) trouble ||= `${changes(outdated)} of yours came too late: somebody else has had this image since.`;
     this.voice.say(trouble || open.greeting(), trouble !== "");
     return true;
   }
@@ -326,7 +327,7 @@ export class Workspace {
     if (this.current?.task.task_id !== taskId || this.phase === "claiming" || this.phase === "waiting") return;
     this.current.drawing.drop();
     this.phase = "claiming";
-    const lost = late > 0 ? ` ${late} ${late === 1 ? "change" : "changes"} came too late to be saved.` : "";
+    const lost = late > 0 ? ` ${changes(late)} came too late to be saved.` : "";
     this.voice.say(`This image has passed on to someone else. What was saved is kept with it.${lost} Fetching another…`, true);
     void this.sleeper.sleep(1500).then(() => this.openNext());
   }
@@ -360,6 +361,10 @@ export class Workspace {
       // It is shown when it is known; nothing depends on it.
     }
   }
+}
+
+function changes(number: number): string {
+  return `${number} change${number === 1 ? "" : "s"}`;
 }
 
 function textOf(error: unknown): string {

@@ -1,9 +1,11 @@
 import { expect, test } from "vitest";
 import { type MaskPayload, Refused, Unreached } from "../src/api";
-import { type Change, SaveQueue, type SavingHooks } from "../src/saving";
+import { type Change, type HeldTask, SaveQueue, type SavingHooks } from "../src/saving";
 
 const MASK = { seconds: 1 } as MaskPayload;
-const task = (task_id: string, lease: string) => ({ task_id, lease, file_name: `${task_id}.jpg` });
+const task = (task_id: string, lease: string, hands = 1, known: readonly string[] = []): HeldTask => ({
+  task_id, lease, file_name: `${task_id}.jpg`, hands, masks: known.map((mask_id) => ({ mask_id, mask: MASK, base: null })),
+});
 const save = (id: string, mask = MASK): Change => ({ kind: "save", id, mask });
 
 class Storage {
@@ -163,4 +165,39 @@ test("a page that was closed sends its changes when the task comes back", async 
   await settled();
   expect(sent).toEqual(["other l save b", "t new save a"]);
   expect(storage.items.size).toBe(0);
+});
+
+test("what somebody else has made of a task meanwhile stands; new masks are sent all the same", async () => {
+  const storage = new Storage();
+  const before = desk(storage);
+  before.answers.push(new Refused(401, "who?"));
+  before.queue.hold(task("t", "l", 1, ["theirs", "gone"]));
+  before.queue.add("t", save("theirs"));
+  before.queue.add("t", { kind: "delete", id: "gone" });
+  before.queue.add("t", { kind: "flag", id: "7", flagged: true });
+  before.queue.add("t", save("mine"));
+  await settled();
+  const { queue, sent } = desk(storage);
+  expect(queue.hold(task("t", "new", 3, ["theirs", "gone"]))).toBe(3);
+  await settled();
+  expect(sent).toEqual(["t new save mine"]);
+  expect(storage.items.size).toBe(0);
+});
+
+test("what another page has sent of a task that this one lost is not sent again", async () => {
+  const storage = new Storage();
+  const { queue, sent, answers } = desk(storage);
+  answers.push(new Refused(401, "who?"));
+  queue.hold(task("t", "l"));
+  queue.add("t", save("a"));
+  await settled();
+  queue.letGo("t"); // its lease was not renewed
+  const other = desk(storage);
+  other.queue.hold(task("t", "theirs"));
+  await settled();
+  expect(other.sent).toEqual(["t theirs save a"]);
+  queue.resume();
+  expect(queue.hold(task("t", "new"))).toBe(0);
+  await settled();
+  expect(sent).toEqual(["t l save a"]);
 });
