@@ -11,6 +11,9 @@ A process whose device has failed fails everything, and fast, so it is the one t
 left alone, it would take all that is tried again. So an actor on which several units failed in a
 row is replaced. As long as others work, an actor that cannot start is tried again and again, ever
 more slowly: its machine may be ill.
+
+A unit that takes far longer than others is told of; one that never ends, since a disk or a device
+does not answer, must not hold its actor for ever, and counts as one that the actor died of.
 """
 
 import logging
@@ -39,7 +42,8 @@ MAX_FAILED_UNITS = 3
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 """Before an actor starts in the place of one that could not, for each in a row; at most."""
 LONG_SECONDS, LONG_FACTOR = 600.0, 10
-"""A unit that takes both so long and so many times the mean is told of."""
+STUCK_SECONDS, STUCK_FACTOR = 3600.0, 30
+"""A unit that takes both so long and so many times the mean is told of, or ended."""
 PATIENCE_SECONDS = 60.0
 """Without any worker, until we say that we wait for one."""
 
@@ -91,7 +95,9 @@ class _Slot:
     """In a row, of units; of those whose place it took as well."""
     machine: str = ""
     since: float = 0.0
-    """When its oldest unit became so; infinity once it was told of."""
+    """When its oldest unit became so."""
+    is_told_of: bool = False
+    """That it takes long."""
 
     def room(self) -> int:
         started = self.starting is None
@@ -123,8 +129,7 @@ class RayExecutor:
         self._assign()
         outcomes = self._collect(timeout)
         self._tell_of_waiting()
-        self._tell_of_long_units()
-        return outcomes
+        return outcomes + self._end_long_units()
 
     def close(self) -> None:
         for slot in self._slots:
@@ -221,7 +226,7 @@ class RayExecutor:
         now = time.monotonic()
         self._num_finished += 1
         self._seconds_finished += max(0.0, now - slot.since)
-        slot.since = now
+        slot.since, slot.is_told_of = now, False
         has_failed = isinstance(outcome, Failed) and not outcome.storage and not outcome.unavailable
         slot.failures = slot.failures + 1 if has_failed else 0
         if has_failed and slot.failures % MAX_FAILED_UNITS == 0:
@@ -246,17 +251,29 @@ class RayExecutor:
         self._slots[self._slots.index(slot)] = self._start_actor(failed_starts, failures)
         return units
 
-    def _tell_of_long_units(self) -> None:
-        mean = self._seconds_finished / max(1, self._num_finished)
+    def _end_long_units(self) -> list[Outcome]:
+        """And tell of those that may become so long."""
+        if self._num_finished == 0:
+            return []
+        mean = self._seconds_finished / self._num_finished
         now = time.monotonic()
-        for slot in self._slots:
+        outcomes: list[Outcome] = []
+        for slot in tuple(self._slots):
             seconds = now - slot.since
-            if slot.running and seconds > max(LONG_SECONDS, LONG_FACTOR * mean):
-                slot.since = float("inf")
-                unit = next(iter(slot.running.values()))
-                what = getattr(unit, "path", type(unit).__name__)
-                long = "%s has been worked on for %d s on %s; others take %.1f s"
-                log.warning(long, what, seconds, slot.machine, mean)
+            if slot.running and seconds > max(STUCK_SECONDS, STUCK_FACTOR * mean):
+                outcomes += self._died(slot, f"stuck for {seconds:.0f} s")
+            elif slot.running and seconds > max(LONG_SECONDS, LONG_FACTOR * mean):
+                self._tell_of_long_unit(slot, seconds, mean)
+        return outcomes
+
+    @staticmethod
+    def _tell_of_long_unit(slot: _Slot, seconds: float, mean: float) -> None:
+        if not slot.is_told_of:
+            slot.is_told_of = True
+            unit = next(iter(slot.running.values()))
+            what = getattr(unit, "path", type(unit).__name__)
+            long = "%s has been worked on for %d s on %s; others take %.1f s"
+            log.warning(long, what, seconds, slot.machine, mean)
 
     def _tell_of_waiting(self) -> None:
         now = time.monotonic()

@@ -1,5 +1,6 @@
 """The executor on real Ray actors, some of which die."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -198,6 +199,25 @@ def test_a_unit_that_takes_far_longer_than_others_is_told_of_once(
         pass
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.startswith("Sleep has been worked on for 0 s on ")
+
+
+@pytest.mark.usefixtures("two_more_places")
+def test_a_unit_that_never_ends_fails_and_the_others_go_on(
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(RayExecutor(spec, workers=1)) as executor:
+        list(run_all(executor, [Echo(str(number)) for number in range(20)]))
+        monkeypatch.setattr(ray_executor, "STUCK_SECONDS", 0.5)
+        endless, behind = Sleep(3600.0), Echo("behind it")
+        executor.submit(endless)
+        executor.submit(behind)
+        outcomes = _outcomes(executor, 2)
+        echoed, failed = sorted(outcomes, key=lambda outcome: isinstance(outcome, Failed))
+    assert echoed == Done(behind, "behind it")
+    assert failed.unit is endless
+    assert re.match(r"its worker died \(stuck for \d+ s\)", failed.error)
+    (message, *_) = (record.getMessage() for record in caplog.records)
+    assert re.match(r"a worker died on .+ \(stuck for \d+ s\) with 2 units in hand", message)
 
 
 def test_workers_that_cannot_load_their_model_end_the_run_in_one_line(spec: WorkerSpec) -> None:
