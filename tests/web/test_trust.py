@@ -55,6 +55,17 @@ def test_sessions_end_with_the_sign_out_and_with_a_new_token(office: Office) -> 
     assert client.get("/api/me").status_code == 401
 
 
+def test_a_page_does_nothing_in_the_name_of_who_signed_in_after_it(office: Office) -> None:
+    client = office.client("Jürgen")
+    mine = {"X-SA-Engine-Account": "J%C3%BCrgen"}
+    assert client.post("/api/tasks/claim", json={}, headers=mine).status_code == 200
+    client.post("/api/login", json={"token": office.accounts.add("Eve", Role.ANNOTATOR)})
+    refused = client.post("/api/tasks/claim", json={}, headers=mine)
+    assert refused.status_code == 401
+    assert refused.json()["detail"] == "Eve has signed in with this browser; sign in again"
+    assert client.get("/api/me").json()["name"] == "Eve"
+
+
 def test_cookies_and_headers_keep_other_sites_out(office: Office) -> None:
     token = office.accounts.add("Eve", Role.ANNOTATOR)
     client = TestClient(create_app(office.desk, office.accounts))

@@ -111,6 +111,8 @@ interface Reply {
 }
 
 export class Api {
+  /** Whose page this is: when somebody else signs in with the same browser, nothing is done in their name. */
+  account: string | null = null;
   /** Called whenever the server no longer knows who this is. */
   onSignedOut: () => void = () => {};
 
@@ -217,6 +219,9 @@ export class Api {
     const text = body === undefined ? undefined : JSON.stringify(body);
     const isLarge = LARGE_ANSWERS.some((start) => path.startsWith(start));
     const milliseconds = (isLarge ? LARGE_MILLISECONDS : ANSWER_MILLISECONDS) + Math.ceil((text?.length ?? 0) / BYTES_PER_MILLISECOND);
+    const headers: Record<string, string> = {};
+    if (method !== "GET") Object.assign(headers, { "X-SA-Engine": "1", "Content-Type": "application/json" });
+    if (this.account !== null && path !== "/api/me") headers["X-SA-Engine-Account"] = encodeURIComponent(this.account);
     let response: Response;
     let content: Blob;
     try {
@@ -224,8 +229,7 @@ export class Api {
         method,
         keepalive,
         credentials: "same-origin",
-        headers:
-          method === "GET" ? {} : { "X-SA-Engine": "1", "Content-Type": "application/json" },
+        headers,
         body: text,
         signal: AbortSignal.timeout(milliseconds),
       });

@@ -28,6 +28,7 @@ export function App() {
     try {
       const now = await api.me();
       if (workspace && me && (now.name !== me.name || now.run_id !== me.run_id)) return location.reload();
+      api.account = now.name;
       setMe(now);
       setSignedOut(false);
       setTrouble("");

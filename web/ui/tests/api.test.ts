@@ -55,3 +55,17 @@ test("whoever is signed out is told, unless they are signing in", async () => {
   await expect(api.me()).rejects.toThrow(Refused);
   expect(api.onSignedOut).toHaveBeenCalledOnce();
 });
+
+test("requests name whose page asks, but for the question who that is", async () => {
+  const named: (string | null)[] = [];
+  const api = answering(async ({ headers }) => {
+    named.push(new Headers(headers).get("X-SA-Engine-Account"));
+    return Response.json({});
+  });
+  await api.me();
+  api.account = "Jürgen";
+  await api.me();
+  await api.progress("annotate");
+  await api.claim("annotate", null, false);
+  expect(named).toEqual([null, null, "J%C3%BCrgen", "J%C3%BCrgen"]);
+});
