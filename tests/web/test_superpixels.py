@@ -15,7 +15,7 @@ from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import CorpusRow
 from engine.errors import UnreadableImageError
 from model.click_scorer import shipped_click_scorer
-from offices import HEADER, PEOPLE, SIDE, Office, claim, leave, on, open_office
+from offices import HEADER, PEOPLE, SIDE, Office, claim, leave, open_office
 from stages.predictor import Pixels
 from stages.superpixels import Superpixels
 from tiny_runs import MANUAL, TinyRun
@@ -23,10 +23,10 @@ from web.superpixels import Kept
 
 
 @pytest.fixture
-def snapping(tmp_path: Path, tasks_url: str | None) -> Iterator[Office]:
+def snapping(tmp_path: Path) -> Iterator[Office]:
     """Two images, whose masks are made of superpixels."""
     rounds = [MANUAL | PEOPLE | {"retrain": False}]
-    opened = open_office(TinyRun(tmp_path, rounds, 2, changes=on(tasks_url) | {"snap": True}))
+    opened = open_office(TinyRun(tmp_path, rounds, 2, changes={"snap": True}))
     yield opened
     leave(opened)
 

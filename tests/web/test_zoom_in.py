@@ -13,17 +13,17 @@ from torch import Tensor
 from engine.context import WorkerContext, WorkerSpec, load_run_checkpoint
 from model.prompt_encoder import Prompts
 from model.transforms import ResizeLongestSide
-from offices import PEOPLE, SIDE, Office, claim, leave, on, open_office
+from offices import PEOPLE, SIDE, Office, claim, leave, open_office
 from stages.predictor import embed
 from stages.zoom_in import View, carry
 from tiny_runs import MANUAL, TinyRun
 
 
 @pytest.fixture
-def zooming(tmp_path: Path, tasks_url: str | None) -> Iterator[Office]:
+def zooming(tmp_path: Path) -> Iterator[Office]:
     """Two images, whose small objects are looked at twice."""
     rounds = [MANUAL | PEOPLE | {"retrain": False}]
-    opened = open_office(TinyRun(tmp_path, rounds, 2, changes=on(tasks_url) | {"zoom_in": True}))
+    opened = open_office(TinyRun(tmp_path, rounds, 2, changes={"zoom_in": True}))
     yield opened
     leave(opened)
 
