@@ -67,7 +67,7 @@ BOX_NOISE = 0.05
 """Deviation of its sides, as a share of its width or height."""
 BEST_SHARE = 0.35
 """How often the best answer is the one that the next click corrects, if not the next best, ..."""
-STEPS, BATCH, LEARNING_RATE, WARMUP, WEIGHT_DECAY = 16_000, 128, 2e-3, 100, 0.05
+STEPS, BATCH, LEARNING_RATE, WARMUP, WEIGHT_DECAY = 10_000, 128, 2e-3, 100, 0.05
 REGIONS_WEIGHT = 2.0
 """Of the error of regions beside that of the model's outputs."""
 WATCHED_SPLIT = "train"
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     scorer = train(clicks, options.steps)
     log.info("%d clicks", len(clicks.of_outputs))
     part = options.out.with_suffix(".part")
-    save_file(storable_weights(scorer, torch.float32), part)
+    save_file(storable_weights(scorer, torch.float16), part)  # every page gets them
     part.replace(options.out)
     if any(of_watched):
         watched_clicks = together(of_watched)

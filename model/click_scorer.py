@@ -4,7 +4,8 @@ A click is ambiguous. The regions around it that edges put together, one within 
 somebody may have meant to add or to take away, and where the click lies in each says much of how
 likely: people click in the middle of things. So a small network weighs the masks that they make of
 the mask so far against each other, and a mask is worth, above all, its expected IoU with the one
-that is meant. It comes with the package, as the edge detector does, and is fed by
+that is meant. What is likely depends on the rest of what is around the click, so each is weighed
+beside a few numbers seen of all (as in Deep Sets, Zaheer et al. 2017). It comes with the package, as the edge detector does, and is fed by
 `stages/click_answers.py`. Trained by `python -m benchmarks.click_scorer`.
 """
 
@@ -24,6 +25,8 @@ NUM_LOOKS = 20
 NUM_FACTS = 17
 """Numbers of an output, first of all what the model says of it."""
 WIDTH = 32
+NUM_SEEN = 8
+"""Numbers that the network makes of each region, and of each output, for all others to know."""
 DROPOUT = 0.1
 FARTHEST = 4.0
 """Deviations from the mean; what is further away counts as so far."""
@@ -50,10 +53,12 @@ class ClickScorer(nn.Module):
         super().__init__()
         self.looks_mean, self.looks_deviation = _statistics(NUM_LOOKS)
         self.facts_mean, self.facts_deviation = _statistics(NUM_FACTS)
-        relations, expectations = 3, 3
-        self.chance = _perceptron(NUM_LOOKS + relations)
-        self.of_region = _perceptron(NUM_LOOKS + relations + expectations)
-        self.of_output = _perceptron(NUM_FACTS + expectations)
+        relations, expectations, around = 3, 3, 4 * NUM_SEEN
+        self.seen_of_region = _perceptron(NUM_LOOKS + relations, NUM_SEEN)
+        self.seen_of_output = _perceptron(NUM_FACTS, NUM_SEEN)
+        self.chance = _perceptron(NUM_LOOKS + relations + around, 1)
+        self.of_region = _perceptron(NUM_LOOKS + relations + around + expectations, 1)
+        self.of_output = _perceptron(NUM_FACTS + around + expectations, 1)
 
     def forward(self, clicks: Clicks) -> tuple[Tensor, Tensor]:
         """Logits of the IoU with what is meant: (B, K) of the outputs, (B, R) of the masks that the
@@ -67,15 +72,33 @@ class ClickScorer(nn.Module):
         )
         looks = _standard(clicks.looks, self.looks_mean, self.looks_deviation)
         regions = torch.cat((looks, torch.stack(relations, dim=-1) * 4 - 2), dim=-1)
+        facts = _standard(clicks.facts, self.facts_mean, self.facts_deviation)
+        around = self._around(regions, exists, facts)
+        regions, outputs = _beside(regions, around), _beside(facts, around)
         likely = self.chance(regions)[..., 0].masked_fill(~exists, -torch.inf)
         none_of_them = torch.zeros_like(likely[:, :1])
         chances = torch.cat((likely, none_of_them), dim=1).softmax(dim=1)[:, :-1]
-        facts = _standard(clicks.facts, self.facts_mean, self.facts_deviation)
-        outputs = torch.cat((facts, _expectations(chances, clicks.ious)), dim=-1)
+        outputs = torch.cat((outputs, _expectations(chances, clicks.ious)), dim=-1)
         regions = torch.cat((regions, _expectations(chances, _nested_ious(clicks.areas))), dim=-1)
         of_outputs: Tensor = self.of_output(outputs)[..., 0]
         of_regions: Tensor = self.of_region(regions)[..., 0]
         return of_outputs, of_regions
+
+    def _around(self, regions: Tensor, exists: Tensor, facts: Tensor) -> Tensor:
+        """(B, 4 x NUM_SEEN): of what is seen of all regions that there are, and of all outputs, the
+        mean and the most."""
+        of_regions = self.seen_of_region(regions).relu() * exists[..., None]
+        of_outputs = self.seen_of_output(facts).relu()
+        number = exists.sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.cat(
+            (
+                of_regions.sum(dim=1) / number,
+                of_regions.amax(dim=1),
+                of_outputs.mean(dim=1),
+                of_outputs.amax(dim=1),
+            ),
+            dim=-1,
+        )
 
     def set_statistics(self, clicks: Clicks) -> None:
         """Of what it will be trained on."""
@@ -115,14 +138,19 @@ def _expectations(chances: Tensor, ious: Tensor) -> Tensor:
     return torch.stack((4 * mean - 1, 4 * deviation - 1, total), dim=-1)
 
 
-def _perceptron(width_in: int) -> nn.Sequential:
+def _beside(numbers: Tensor, around: Tensor) -> Tensor:
+    """(B, N, C + D) of (B, N, C) and, for all N, (B, D)."""
+    return torch.cat((numbers, around[:, None].expand(-1, numbers.shape[1], -1)), dim=-1)
+
+
+def _perceptron(width_in: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width_in, WIDTH),
         nn.ReLU(),
         nn.Dropout(DROPOUT),
         nn.Linear(WIDTH, WIDTH),
         nn.ReLU(),
-        nn.Linear(WIDTH, 1),
+        nn.Linear(WIDTH, width_out),
     )
 
 

@@ -3,9 +3,11 @@
 const NUM_LOOKS = 20;
 const NUM_FACTS = 17;
 const WIDTH = 32;
+const NUM_SEEN = 8;
 const FARTHEST = 4;
 const RELATIONS = 3;
 const EXPECTATIONS = 3;
+const AROUND = 4 * NUM_SEEN;
 
 /** The regions R around a click, one within the other, and the K outputs of the model. */
 export interface Known {
@@ -22,6 +24,8 @@ export interface Known {
 export class ClickScorer {
   private readonly looks: Standard;
   private readonly facts: Standard;
+  private readonly seenOfRegion: Perceptron;
+  private readonly seenOfOutput: Perceptron;
   private readonly chance: Perceptron;
   private readonly ofRegion: Perceptron;
   private readonly ofOutput: Perceptron;
@@ -30,34 +34,43 @@ export class ClickScorer {
   constructor(weights: Float32Array) {
     let at = 0;
     const take = (count: number): Float32Array => weights.subarray(at, (at += count));
-    const perceptron = (widthIn: number): Perceptron => [
+    const perceptron = (widthIn: number, widthOut: number): Perceptron => [
       { weights: take(widthIn * WIDTH), biases: take(WIDTH) },
       { weights: take(WIDTH * WIDTH), biases: take(WIDTH) },
-      { weights: take(WIDTH), biases: take(1) },
+      { weights: take(WIDTH * widthOut), biases: take(widthOut) },
     ];
     this.looks = { mean: take(NUM_LOOKS), deviation: take(NUM_LOOKS) };
     this.facts = { mean: take(NUM_FACTS), deviation: take(NUM_FACTS) };
-    this.chance = perceptron(NUM_LOOKS + RELATIONS);
-    this.ofRegion = perceptron(NUM_LOOKS + RELATIONS + EXPECTATIONS);
-    this.ofOutput = perceptron(NUM_FACTS + EXPECTATIONS);
+    this.seenOfRegion = perceptron(NUM_LOOKS + RELATIONS, NUM_SEEN);
+    this.seenOfOutput = perceptron(NUM_FACTS, NUM_SEEN);
+    this.chance = perceptron(NUM_LOOKS + RELATIONS + AROUND, 1);
+    this.ofRegion = perceptron(NUM_LOOKS + RELATIONS + AROUND + EXPECTATIONS, 1);
+    this.ofOutput = perceptron(NUM_FACTS + AROUND + EXPECTATIONS, 1);
     if (at !== weights.length) throw new Error(`a scorer of clicks of ${weights.length} numbers instead of ${at}`);
   }
 
   /** IoU with what is meant: of the outputs, and then of the regions. */
   worth({ looks, areas, facts, ious }: Known): number[] {
-    const regions = looks.map((look, region) => [
+    const exists = areas.map((area) => area > 0);
+    const ofLooks = looks.map((look, region) => [
       ...standard(look, this.looks),
       ...relations(ious[region], facts).map((value) => 4 * value - 2),
     ]);
-    const likely = regions.map((region, at) => (areas[at] > 0 ? answer(this.chance, region) : -Infinity));
+    const ofFacts = facts.map((fact) => standard(fact, this.facts));
+    const around = [
+      ...meanAndMost(ofLooks.filter((_, region) => exists[region]).map((look) => answer(this.seenOfRegion, look))),
+      ...meanAndMost(ofFacts.map((fact) => answer(this.seenOfOutput, fact))),
+    ];
+    const regions = ofLooks.map((look) => [...look, ...around]);
+    const likely = regions.map((region, at) => (exists[at] ? answer(this.chance, region)[0] : -Infinity));
     const chances = softmax([...likely, 0]).slice(0, -1);
-    const ofOutputs = facts.map((fact, output) => {
+    const ofOutputs = ofFacts.map((fact, output) => {
       const expected = expectations(chances, ious.map((row) => row[output]));
-      return answer(this.ofOutput, [...standard(fact, this.facts), ...expected]);
+      return answer(this.ofOutput, [...fact, ...around, ...expected])[0];
     });
     const ofRegions = regions.map((region, at) => {
       const nested = areas.map((area) => Math.min(area, areas[at]) / Math.max(area, areas[at], 1));
-      return answer(this.ofRegion, [...region, ...expectations(chances, nested)]);
+      return answer(this.ofRegion, [...region, ...expectations(chances, nested)])[0];
     });
     return [...ofOutputs, ...ofRegions].map((logit) => 1 / (1 + Math.exp(-logit)));
   }
@@ -106,8 +119,15 @@ function softmax(logits: readonly number[]): number[] {
   return values.map((value) => value / sum);
 }
 
-/** The last layer's only number. */
-function answer(layers: Perceptron, values: readonly number[]): number {
+/** Of what is seen of each, where it is above 0. */
+function meanAndMost(seen: readonly (readonly number[])[]): number[] {
+  const positive = Array.from({ length: NUM_SEEN }, (_, at) => seen.map((one) => Math.max(0, one[at])));
+  const means = positive.map((values) => values.reduce((total, value) => total + value, 0) / Math.max(1, values.length));
+  return [...means, ...positive.map((values) => Math.max(0, ...values))];
+}
+
+/** The last layer's numbers. */
+function answer(layers: Perceptron, values: readonly number[]): readonly number[] {
   let current = values;
   layers.forEach(({ weights, biases }, layer) => {
     current = Array.from(biases, (bias, out) => {
@@ -116,5 +136,5 @@ function answer(layers: Perceptron, values: readonly number[]): number {
       return layer < layers.length - 1 ? Math.max(0, sum) : sum;
     });
   });
-  return current[0];
+  return current;
 }
