@@ -4,9 +4,10 @@ A click is ambiguous. The regions around it that edges put together, one within 
 somebody may have meant to add or to take away, and where the click lies in each says much of how
 likely: people click in the middle of things. So a small network weighs the masks that they make of
 the mask so far against each other, and a mask is worth, above all, its expected IoU with the one
-that is meant. What is likely depends on the rest of what is around the click, so each is weighed
-beside a few numbers seen of all (as in Deep Sets, Zaheer et al. 2017). It comes with the package, as the edge detector does, and is fed by
-`stages/click_answers.py`. Trained by `python -m benchmarks.click_scorer`.
+that is meant. What is likely depends on all that is around the click, so each is weighed beside a
+few numbers seen of all (as in Deep Sets, Zaheer et al. 2017). The network comes with the package,
+as the edge detector does, and is fed by `stages/click_answers.py`. Trained by
+`python -m benchmarks.click_scorer`.
 """
 
 from functools import cache
