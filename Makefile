@@ -12,8 +12,9 @@ demo: $(VENV)/installed
 	$(VENV)/bin/sa-engine run demo --out $(OUT)
 	$(call without_node,the annotation page is left out)
 
+# Files in their order: those that take longest come first, or one worker would do the last alone.
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not ray"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ray"
 	$(VENV)/bin/python -m pytest -m ray
 	$(call without_node,the annotation page and the tests of it in a browser are left out)
 
