@@ -53,8 +53,6 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_enable_worker_prestart": "0",  # processes that no test asks for
-        "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_niceness": "0",  # or whatever else a busy machine does comes before them
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon it sees that a rank is done, or dead
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
