@@ -26,7 +26,7 @@ export interface Waiting {
   refused?: string;
 }
 
-export type HeldTask = Pick<Task, "task_id" | "lease" | "file_name" | "hands" | "masks">;
+export type LeasedTask = Pick<Task, "task_id" | "lease" | "file_name" | "hands" | "masks">;
 
 export interface SavingHooks {
   send(taskId: Task["task_id"], lease: string, change: Change): Promise<void>;
@@ -81,7 +81,7 @@ export class SaveQueue {
    * The task is held under its lease now. What an earlier page could not send is taken up.
    * Returns how many changes are dropped, for somebody else has had the task since they were made.
    */
-  hold({ task_id, lease, file_name, hands, masks }: HeldTask): number {
+  hold({ task_id, lease, file_name, hands, masks }: LeasedTask): number {
     this.leases.set(task_id, lease);
     this.hands.set(task_id, hands);
     const key = `${this.prefix}:${task_id}:${file_name}`;

@@ -1,9 +1,9 @@
 import { expect, test } from "vitest";
 import { type MaskPayload, Refused, Unreached } from "../src/api";
-import { type Change, type HeldTask, SaveQueue, type SavingHooks } from "../src/saving";
+import { type Change, type LeasedTask, SaveQueue, type SavingHooks } from "../src/saving";
 
 const MASK = { seconds: 1 } as MaskPayload;
-const task = (task_id: string, lease: string, hands = 1, known: readonly string[] = []): HeldTask => ({
+const task = (task_id: string, lease: string, hands = 1, known: readonly string[] = []): LeasedTask => ({
   task_id, lease, file_name: `${task_id}.jpg`, hands, masks: known.map((mask_id) => ({ mask_id, mask: MASK, base: null })),
 });
 const save = (id: string, mask = MASK): Change => ({ kind: "save", id, mask });
