@@ -51,6 +51,8 @@ export class SaveQueue {
   private readonly leases = new Map<Task["task_id"], string>();
   private readonly hands = new Map<Task["task_id"], number>();
   private readonly storageKeys = new Map<Task["task_id"], string>();
+  /** Tasks whose changes the browser's storage has no room for. */
+  private readonly unkept = new Set<Task["task_id"]>();
   private running = false;
   private signedOut = false;
 
@@ -68,6 +70,11 @@ export class SaveQueue {
   /** Changes that can still be sent. Of a task that has passed on none can, for all that is kept of it. */
   get count(): number {
     return this.waiting.filter(({ taskId }) => this.holds(taskId)).length;
+  }
+
+  /** Whether some of these are lost if the page is closed now. */
+  get isFragile(): boolean {
+    return this.waiting.some(({ taskId }) => this.unkept.has(taskId) && this.holds(taskId));
   }
 
   add(taskId: Task["task_id"], change: Change): void {
@@ -172,10 +179,12 @@ export class SaveQueue {
   private keep(taskId: Task["task_id"]): void {
     const key = this.storageKeys.get(taskId);
     const mine = this.waiting.filter((waiting) => waiting.taskId === taskId);
+    this.unkept.delete(taskId);
     try {
       if (key && mine.length) this.storage?.setItem(key, JSON.stringify(mine));
       else if (key) this.storage?.removeItem(key);
     } catch (error) {
+      this.unkept.add(taskId);
       console.warn("the browser's storage is full; changes wait in this page alone", error);
     }
     this.hooks.changed();

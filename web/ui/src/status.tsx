@@ -57,6 +57,7 @@ export function StatusLine(props: { workspace: Workspace }) {
       <DecoderLine workspace={workspace} />
       <span class={workspace.unsaved ? "unsaved" : "saved"} data-unsaved={workspace.unsaved} role="status" aria-label="Saving">
         {workspace.unsaved ? `${workspace.unsaved} not saved yet` : "all saved"}
+        {workspace.saves.isFragile && "; this browser has no room to keep it: leave the page open"}
       </span>
     </footer>
   );

@@ -201,3 +201,20 @@ test("what another page has sent of a task that this one lost is not sent again"
   await settled();
   expect(sent).toEqual(["t l save a"]);
 });
+
+test("what the browser has no room for is told of until the server has it", async () => {
+  const storage = new Storage();
+  storage.setItem = () => {
+    throw new DOMException("no room", "QuotaExceededError");
+  };
+  const { queue, answers } = desk(storage);
+  answers.push(new Refused(401, "signed out"));
+  queue.hold(task("t", "l"));
+  expect(queue.isFragile).toBe(false);
+  queue.add("t", save("a"));
+  await settled();
+  expect(queue.isFragile).toBe(true);
+  queue.resume();
+  await settled();
+  expect([queue.count, queue.isFragile]).toEqual([0, false]);
+});
