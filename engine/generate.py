@@ -48,12 +48,7 @@ def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConf
         preset: one of `Preset`, or a config, by path or shipped name: its `fully_automatic`.
         settings: `name=value`; the names of filters may stand without `filters.`.
     """
-    chosen = (
-        FullyAutomaticConfig.preset(Preset(preset))
-        if preset in list(Preset)
-        else load_config(preset).fully_automatic
-    )
-    fields = chosen.model_dump(mode="json")
+    fields = _preset(preset).model_dump(mode="json")
     for setting in settings:
         name, value = parsed(setting)
         of_filters = name in FilterConfig.model_fields
@@ -62,6 +57,15 @@ def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConf
         return FullyAutomaticConfig.model_validate(fields)
     except ValidationError as error:
         raise ConfigError(f"--set: {describe(error)}") from error
+
+
+def _preset(name: str) -> FullyAutomaticConfig:
+    if name in list(Preset):
+        return FullyAutomaticConfig.preset(Preset(name))
+    try:
+        return load_config(name).fully_automatic
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or a preset: {', '.join(Preset)}") from error
 
 
 def generate_masks(

@@ -50,7 +50,7 @@ def test_fields_of_a_preset_and_of_its_filters_may_be_set() -> None:
 @pytest.mark.parametrize(
     ("preset", "setting", "problem"),
     [
-        ("papers", "snap=true", "cannot read config papers"),
+        ("papers", "snap=true", "cannot read config papers.*or a preset: paper, official"),
         ("paper", "snap", "expected name=value"),
         ("paper", "snapping=true", "snapping"),
         ("paper", "points_per_side=[", "not YAML"),
