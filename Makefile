@@ -12,10 +12,10 @@ demo: $(VENV)/installed
 	$(VENV)/bin/sa-engine run demo --out $(OUT)
 	$(call without_node,the annotation page is left out)
 
-# Files in their order: those that take longest come first, or one worker would do the last alone.
+# Three workers for two cores, since tests wait a lot. Files in their order: those that take longest
+# come first, or one worker would do the last alone.
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ray"
-	$(VENV)/bin/python -m pytest -m ray
+	$(VENV)/bin/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 	$(call without_node,the annotation page and the tests of it in a browser are left out)
 
 lint: $(VENV)/installed-dev

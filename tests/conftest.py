@@ -30,6 +30,16 @@ settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What several workers do at once: all that needs Ray is one worker's, and begun first; any
+    other file is, too."""
+    for item in items:
+        ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.split("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 _WITHOUT_SERVER = pytest.mark.skip(reason=NO_SERVER) if SERVER not in os.environ else ()
 
 
