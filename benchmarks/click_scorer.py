@@ -330,7 +330,7 @@ def train(taught: TaughtClicks, steps: int) -> ClickScorer:
 
 def errors(scorer: ClickScorer, taught: TaughtClicks) -> tuple[Tensor, Tensor]:
     """|predicted - true IoU| of all outputs, and of all regions that there are."""
-    of_outputs, of_regions = scorer(taught.clicks)
+    of_outputs, of_regions, _ = scorer(taught.clicks)
     exists = taught.clicks.areas > 0
     return (
         (of_outputs.sigmoid() - taught.of_outputs).abs(),
@@ -344,7 +344,7 @@ def figures(scorer: ClickScorer, watched: TaughtClicks) -> dict[str, float]:
     if the best of the outputs alone, or of all, were."""
     of_outputs, of_regions = errors(scorer, watched)
     exists = watched.clicks.areas > 0
-    outputs, regions = scorer(watched.clicks)
+    outputs, regions, _ = scorer(watched.clicks)
     worth = torch.cat((outputs, regions.masked_fill(~exists, -torch.inf)), dim=1)
     ious = torch.cat((watched.of_outputs, watched.of_regions), dim=1)
     of_best = ious.gather(1, worth.argmax(dim=1, keepdim=True))

@@ -49,6 +49,15 @@ class Clicks(NamedTuple):
     """(B, R, K) of the masks with outputs."""
 
 
+class Worth(NamedTuple):
+    of_outputs: Tensor
+    """(B, K) logits of the IoU with what is meant."""
+    of_regions: Tensor
+    """(B, R) the same of the masks that the regions make."""
+    chances: Tensor
+    """(B, R) that the mask of a region is what is meant; at most 1 together."""
+
+
 class ClickScorer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -61,9 +70,7 @@ class ClickScorer(nn.Module):
         self.of_region = _perceptron(NUM_LOOKS + relations + around + expectations, 1)
         self.of_output = _perceptron(NUM_FACTS + around + expectations, 1)
 
-    def forward(self, clicks: Clicks) -> tuple[Tensor, Tensor]:
-        """Logits of the IoU with what is meant: (B, K) of the outputs, (B, R) of the masks that the
-        regions make."""
+    def forward(self, clicks: Clicks) -> Worth:
         exists = clicks.areas > 0
         said = clicks.facts[..., 0]
         relations = (
@@ -80,10 +87,8 @@ class ClickScorer(nn.Module):
         none_of_them = torch.zeros_like(likely[:, :1])
         chances = torch.cat((likely, none_of_them), dim=1).softmax(dim=1)[:, :-1]
         outputs = torch.cat((outputs, _expectations(chances, clicks.ious)), dim=-1)
-        regions = torch.cat((regions, _expectations(chances, _nested_ious(clicks.areas))), dim=-1)
-        of_outputs: Tensor = self.of_output(outputs)[..., 0]
-        of_regions: Tensor = self.of_region(regions)[..., 0]
-        return of_outputs, of_regions
+        regions = torch.cat((regions, _expectations(chances, nested_ious(clicks.areas))), dim=-1)
+        return Worth(self.of_output(outputs)[..., 0], self.of_region(regions)[..., 0], chances)
 
     def _around(self, regions: Tensor, exists: Tensor, facts: Tensor) -> Tensor:
         """(B, 4 x NUM_SEEN): of what is seen of all regions that there are, and of all outputs, the
@@ -123,7 +128,7 @@ def _standard(numbers: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     return ((numbers - mean) / deviation).clamp(-FARTHEST, FARTHEST)
 
 
-def _nested_ious(areas: Tensor) -> Tensor:
+def nested_ious(areas: Tensor) -> Tensor:
     """(B, R, R) of masks (B, R) that lie one within the other."""
     one, other = areas[:, :, None], areas[:, None]
     return torch.minimum(one, other) / torch.maximum(one, other).clamp(min=1e-9)

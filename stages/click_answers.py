@@ -3,8 +3,8 @@
 The model's outputs say roughly where things are, the unions of superpixels around the click where
 things end. The first click means one of these; a further one adds such a union to the mask so far
 or takes it away, unless an output of the model is nearer to what is meant. What each mask is worth
-says `model/click_scorer.py`. One click is ambiguous and offers three that are unlike each other,
-the largest first: whole, part, subpart. Measured in docs/log.md.
+says `model/click_scorer.py`. One click is ambiguous and offers three: the likeliest, and what may
+be meant instead, the largest first: whole, part, subpart. Measured in docs/log.md.
 """
 
 # Axes: N masks, A atoms, K outputs of the model, U unions around the click, C clicks.
@@ -15,16 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.click_scorer import Clicks, shipped_click_scorer
+from model.click_scorer import Clicks, nested_ious, shipped_click_scorer
 from stages.rle import Mask
 from stages.superpixels import Agreements, Superpixels
 from stages.unions import Distances, Values, depth_looks
 
 NUM_OFFERED = 3
-ALIKE = 0.5
-"""IoU from which on, of two masks, only the one of more worth is offered."""
+WORTH, LIKENESS = 0.3, 1.3
+"""What counts of a further mask that is offered, beside what it adds to those that are: its own
+worth, less so many times its greatest IoU with them."""
 LEAST_SHARE = 1e-4
 """Of the image; what is smaller counts as so large where logarithms are taken."""
+UNHEEDED = 10.0
+"""What is worth so much less is offered last."""
 MOST_CLICKS, MOST_UNHEEDED = 5, 3
 """More count as so many."""
 
@@ -49,6 +52,15 @@ class Clicked(NamedTuple):
     before: Mask
     """(A,) empty where nothing was asked yet; the atom that was clicked last is as the click does
     not want it, whatever most of its pixels are."""
+
+
+class _Regions(NamedTuple):
+    """Around a click."""
+
+    ious: Values
+    """(N, U) of all candidates with the masks that they make."""
+    chances: Values
+    """(U,) that each of these is meant."""
 
 
 class Candidates:
@@ -142,31 +154,36 @@ class Candidates:
         )
 
     def likeliest(self, number: int) -> Meant:
-        """So many, and none that does not heed the last click while there are others."""
+        """So many, the likeliest among them, and none that does not heed the last click while there
+        are others."""
+        known = self.known()
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-            worth = torch.cat(shipped_click_scorer()(self.known()), dim=1)[0].sigmoid().numpy()
-        areas = self._superpixels.areas
-        sizes = areas @ self.masks
+            of_outputs, of_regions, chances = shipped_click_scorer()(known)
+        worth = torch.cat((of_outputs, of_regions), dim=1)[0].sigmoid().numpy()
+        sizes = self._superpixels.areas @ self.masks
         worth[sizes == 0] = 0
         heeds = self.masks[self._atoms[-1]] == self.clicked.labels[-1]
-        unlike = _unlike(np.where(heeds, worth, worth - 1), self.masks, areas, number)
-        chosen = sorted(unlike, key=lambda one: -sizes[one])
+        with_regions = torch.cat((known.ious.transpose(1, 2), nested_ious(known.areas)), dim=1)
+        meant = _Regions(with_regions[0].numpy(), chances[0].numpy())
+        offered = self._unlike(np.where(heeds, worth, worth - UNHEEDED), meant, number)
+        chosen = sorted(offered, key=lambda one: -sizes[one])
         outputs = tuple(one if one < len(self._of_head) else None for one in chosen)
         return Meant(self.masks[:, chosen], worth[chosen], outputs)
 
-
-def _unlike(rank: NDArray[np.float32], masks: Mask, areas: Values, number: int) -> list[int]:
-    """Of highest rank first; of those that are like a better one, as many as are missing, and last
-    those of a rank below 0."""
-    order = np.argsort(-rank, kind="stable").tolist()
-    offered: list[int] = []
-    for one in order:
-        if len(offered) == number or rank[one] < 0:
-            break
-        if (_ious(masks[:, [one]], masks[:, offered], areas) <= ALIKE).all():
-            offered.append(one)
-    others = [one for one in order if one not in offered]
-    return offered + others[: number - len(offered)]
+    def _unlike(self, worth: Values, meant: _Regions, number: int) -> list[int]:
+        """The one of most worth, and then what adds most: regions that may be meant, which those
+        before do not meet as well."""
+        offered = [int(worth.argmax())]
+        alike, met = np.zeros(len(worth)), np.zeros(len(meant.chances))
+        while len(offered) < min(number, len(worth)):
+            last = offered[-1]
+            with_last = _ious(self.masks, self.masks[:, [last]], self._superpixels.areas)
+            alike, met = np.maximum(alike, with_last[:, 0]), np.maximum(met, meant.ious[last])
+            adds = np.maximum(meant.ious - met, 0) @ meant.chances
+            promise = adds + WORTH * (worth - LIKENESS * alike)
+            promise[offered] = -np.inf
+            offered.append(int(promise.argmax()))
+        return offered
 
 
 def _ious(some: Mask, others: Mask, areas: Values) -> Values:

@@ -20,7 +20,7 @@ def clicks(areas: list[float], *, seed: int = 0) -> Clicks:
 
 def worth(scorer: ClickScorer, known: Clicks) -> Tensor:
     with torch.inference_mode():
-        return torch.cat(scorer(known), dim=1)[0].sigmoid()
+        return torch.cat(scorer(known)[:2], dim=1)[0].sigmoid()
 
 
 def test_regions_that_are_filled_up_change_nothing() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fakes import rectangle, tiny_sam
 from model.checkpoint import load_checkpoint
-from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks
+from model.click_scorer import NUM_FACTS, NUM_LOOKS, Clicks, Worth
 from model.sam import Sam
 from model.transforms import ResizeLongestSide
 from stages.click_answers import NUM_OFFERED, Candidates
@@ -32,15 +32,26 @@ def nested() -> tuple[Pixels, Mask, Mask]:
 
 
 class Preferring:
-    """Stands for the scorer: outputs are worth these, regions those by their order."""
+    """Stands for the scorer: outputs are worth these, regions those by their order, the largest
+    first; and so likely is each region."""
 
-    def __init__(self, outputs: list[float], regions: dict[int, float]) -> None:
-        self.outputs, self.regions = outputs, regions
+    def __init__(
+        self,
+        outputs: list[float],
+        regions: dict[int, float],
+        chances: dict[int, float] | None = None,
+    ) -> None:
+        self.outputs, self.regions, self.chances = outputs, regions, chances or {}
 
-    def __call__(self, known: Clicks) -> tuple[Tensor, Tensor]:
-        number = known.areas.shape[1]
-        regions = [self.regions.get(at, 0.01) for at in range(number)]
-        return torch.tensor([self.outputs]).logit(), torch.tensor([regions]).logit()
+    def __call__(self, known: Clicks) -> Worth:
+        number = range(known.areas.shape[1])
+        regions = [self.regions.get(at, 0.01) for at in number]
+        chances = [self.chances.get(at, 0.0) for at in number]
+        return Worth(
+            torch.tensor([self.outputs]).logit(),
+            torch.tensor([regions]).logit(),
+            torch.tensor([chances]),
+        )
 
 
 def test_regions_around_a_click_are_offered_where_the_model_has_not_made_them() -> None:
@@ -137,9 +148,10 @@ def test_a_click_is_heeded_where_the_mask_is_finer_than_superpixels() -> None:
 def test_what_a_scorer_is_told_of_a_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Clicks] = []
 
-    def listening(known: Clicks) -> tuple[Tensor, Tensor]:
+    def listening(known: Clicks) -> Worth:
         told.append(known)
-        return torch.zeros(known.facts.shape[:2]), torch.zeros(known.areas.shape)
+        regions = torch.zeros(known.areas.shape)
+        return Worth(torch.zeros(known.facts.shape[:2]), regions, regions)
 
     monkeypatch.setattr("stages.click_answers.shipped_click_scorer", lambda: listening)
     predictor, large, small = snapping()
@@ -201,6 +213,17 @@ def test_what_is_offered_is_unlike_each_other_and_the_largest_is_first(
     assert 1 not in outputs
     assert worth[outputs.index(0)] == pytest.approx(0.9)
     assert all(0 <= value <= 1 for value in stability)
+
+
+def test_what_may_be_meant_and_is_not_met_is_offered_before_what_is_worth_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits, worth = torch.stack(tuple(blobs(6, 12, 200))), [0.9, 0.85, 0.2]
+    large = {2: 0.02}  # the region, which no output is like
+    _, unlikely, _ = offered(monkeypatch, Preferring(worth, large), logits)
+    assert sorted(unlikely) == pytest.approx([0.2, 0.85, 0.9])
+    _, likely, _ = offered(monkeypatch, Preferring(worth, large, chances={2: 0.6}), logits)
+    assert sorted(likely) == pytest.approx([0.02, 0.2, 0.9])
 
 
 def test_an_output_without_a_pixel_is_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

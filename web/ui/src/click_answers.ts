@@ -1,12 +1,17 @@
 /** What somebody means who clicks, as stages/click_answers.py has it. */
 
-import type { ClickScorer } from "./click_scorer";
+import { type ClickScorer, nestedIous } from "./click_scorer";
 import { depthLooks, Distances, greatestDepth } from "./depths";
 import type { Superpixels } from "./snapped_upscale";
 import type { Around, Unions } from "./unions";
 
-/** IoU from which on, of two masks, only the one of more worth is offered. */
-const ALIKE = 0.5;
+/**
+ * What counts of a further mask that is offered, beside what it adds to those that are: its own worth, less so many
+ * times its greatest IoU with them.
+ */
+const [WORTH, LIKENESS] = [0.3, 1.3];
+/** What is worth so much less is offered last. */
+const UNHEEDED = 10;
 const LEAST_SHARE = 1e-4;
 /** More count as so many. */
 const [MOST_CLICKS, MOST_UNHEEDED] = [5, 3];
@@ -46,6 +51,14 @@ export interface Place {
   atom: number;
 }
 
+interface Candidate extends Meant {
+  size: number;
+  /** The predicted IoU, less where the last click is not heeded. */
+  worth: number;
+  /** IoU with the masks that the regions make. */
+  withRegions: readonly number[];
+}
+
 /** All that may be meant by the last of some clicks. */
 export class Candidates {
   private readonly made: Uint8Array[];
@@ -75,19 +88,21 @@ export class Candidates {
     this.regions = this.changes.map((change) => change.map((changed, at) => changed ^ before[at]));
   }
 
-  /** So many, the largest first, and none that does not heed the last click while there are others. */
+  /** So many, the likeliest among them, largest first; and none that does not heed the last click while there are others. */
   likeliest(number: number, scorer: ClickScorer): Meant[] {
     const { made, regions, areas } = this;
     const sizes = regions.map((region) => sizeOf(region, areas));
     const ious = regions.map((region) => made.map((mask) => iouOf(region, mask, areas)));
-    const worth = scorer.worth({ looks: this.looks(), areas: sizes, facts: this.facts(), ious });
-    const candidates = [...made, ...regions].map((mask, at) => {
+    const { worth, chances } = scorer.of({ looks: this.looks(), areas: sizes, facts: this.facts(), ious });
+    const candidates = [...made, ...regions].map((mask, at): Candidate => {
+      const output = at < made.length ? at : null;
       const size = sizeOf(mask, areas);
       const predictedIou = size > 0 ? worth[at] : 0;
-      const rank = mask[this.lastPlace.atom] === this.lastLabel ? predictedIou : predictedIou - 1;
-      return { mask, size, predictedIou, rank, output: at < made.length ? at : null };
+      const isHeeding = mask[this.lastPlace.atom] === this.lastLabel;
+      const withRegions = output === null ? nestedIous(sizes, at - made.length) : ious.map((row) => row[output]);
+      return { mask, size, predictedIou, worth: predictedIou - (isHeeding ? 0 : UNHEEDED), output, withRegions };
     });
-    return unlike(candidates, areas, number).sort((one, other) => other.size - one.size);
+    return unlike(candidates, chances, areas, number).sort((one, other) => other.size - one.size);
   }
 
   private looks(): number[][] {
@@ -145,16 +160,28 @@ export class Candidates {
   }
 }
 
-/** Of highest rank first; of those that are like a better one, as many as are missing, and last those of a rank below 0. */
-function unlike<T extends { mask: Uint8Array; rank: number }>(candidates: readonly T[], areas: Float64Array, number: number): T[] {
-  const ordered = [...candidates].sort((one, other) => other.rank - one.rank);
-  const offered: T[] = [];
-  for (const one of ordered) {
-    if (offered.length === number || one.rank < 0) break;
-    if (offered.every((other) => iouOf(one.mask, other.mask, areas) <= ALIKE)) offered.push(one);
+/** The one of most worth, and then what adds most: regions that may be meant, which those before do not meet as well. */
+function unlike(candidates: readonly Candidate[], chances: readonly number[], areas: Float64Array, number: number): Candidate[] {
+  const offered = [mostOf(candidates, ({ worth }) => worth)];
+  const alike = candidates.map(() => 0);
+  const met = chances.map(() => 0);
+  while (offered.length < Math.min(number, candidates.length)) {
+    const last = offered[offered.length - 1];
+    candidates.forEach(({ mask }, at) => (alike[at] = Math.max(alike[at], iouOf(mask, last.mask, areas))));
+    met.forEach((iou, region) => (met[region] = Math.max(iou, last.withRegions[region])));
+    const promise = ({ worth, withRegions }: Candidate, at: number): number => {
+      const adds = chances.reduce((sum, chance, region) => sum + chance * Math.max(withRegions[region] - met[region], 0), 0);
+      return adds + WORTH * (worth - LIKENESS * alike[at]);
+    };
+    offered.push(mostOf(candidates, (one, at) => (offered.includes(one) ? -Infinity : promise(one, at))));
   }
-  const others = ordered.filter((one) => !offered.includes(one));
-  return [...offered, ...others].slice(0, number);
+  return offered;
+}
+
+/** The first of those of which it is greatest. */
+function mostOf<T>(some: readonly T[], value: (one: T, at: number) => number): T {
+  const values = some.map(value);
+  return some[values.indexOf(Math.max(...values))];
 }
 
 function sizeOf(mask: Uint8Array, areas: Float64Array): number {

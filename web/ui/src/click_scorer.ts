@@ -21,6 +21,13 @@ export interface Known {
   ious: readonly (readonly number[])[];
 }
 
+export interface Worth {
+  /** IoU with what is meant: of the outputs, and then of the masks that the regions make. */
+  worth: number[];
+  /** (R) that the mask of a region is what is meant; at most 1 together. */
+  chances: number[];
+}
+
 export class ClickScorer {
   private readonly looks: Standard;
   private readonly facts: Standard;
@@ -49,8 +56,7 @@ export class ClickScorer {
     if (at !== weights.length) throw new Error(`a scorer of clicks of ${weights.length} numbers instead of ${at}`);
   }
 
-  /** IoU with what is meant: of the outputs, and then of the regions. */
-  worth({ looks, areas, facts, ious }: Known): number[] {
+  of({ looks, areas, facts, ious }: Known): Worth {
     const exists = areas.map((area) => area > 0);
     const ofLooks = looks.map((look, region) => [
       ...standard(look, this.looks),
@@ -69,11 +75,15 @@ export class ClickScorer {
       return answer(this.ofOutput, [...fact, ...around, ...expected])[0];
     });
     const ofRegions = regions.map((region, at) => {
-      const nested = areas.map((area) => Math.min(area, areas[at]) / Math.max(area, areas[at], 1));
-      return answer(this.ofRegion, [...region, ...expectations(chances, nested)])[0];
+      return answer(this.ofRegion, [...region, ...expectations(chances, nestedIous(areas, at))])[0];
     });
-    return [...ofOutputs, ...ofRegions].map((logit) => 1 / (1 + Math.exp(-logit)));
+    return { worth: [...ofOutputs, ...ofRegions].map((logit) => 1 / (1 + Math.exp(-logit))), chances };
   }
+}
+
+/** Of one of some masks, by their areas, with all, where they lie one within the other. */
+export function nestedIous(areas: readonly number[], one: number): number[] {
+  return areas.map((area) => Math.min(area, areas[one]) / Math.max(area, areas[one], 1));
 }
 
 interface Standard {
