@@ -32,12 +32,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What several workers do at once: all that needs Ray is one worker's, and begun first; any
-    other file is, too."""
+    """Says what several workers do not share: what needs Ray is one worker's, and begun first; so
+    are the browser's tests, whose rounds are made once, and every other file."""
     for item in items:
-        ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.split("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _group(item) != "ray")
+
+
+def _group(item: pytest.Item) -> str:
+    if item.get_closest_marker("ray") is not None:
+        return "ray"
+    file = Path(item.nodeid.split("::")[0])
+    return "browser" if file.parent.name == "browser" else str(file)
 
 
 _WITHOUT_SERVER = pytest.mark.skip(reason=NO_SERVER) if SERVER not in os.environ else ()
