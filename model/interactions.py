@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from model.losses import balanced_bce_loss, dice_loss, focal_loss, mask_iou
@@ -48,6 +48,10 @@ class InteractionConfig(BaseModel):
     """squared is the paper's, absolute that of SAM 2."""
     self_report_weight: float = Field(default=0.0, ge=0)
     """Of the loss of `SelfReport`, in pretraining only (ours)."""
+    masks_at_once: PositiveInt = 64
+    """At most, in the decoder, about 125 MB of memory each at 1024 pixels; the others of a batch
+    come after them, and the step is the same but for what is drawn (ours: the paper has up to 64
+    masks a GPU in all)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the model under autocast; losses and weights stay fp32. A processor without it
     would take twenty times as long, and computes in fp32."""
@@ -117,7 +121,8 @@ def backward_interactions(
     """Add the gradients of all interactions over all targets to the parameters.
 
     Every interaction is back-propagated at once, as far as `embeddings` when these require a
-    gradient: memory holds one interaction, and the gradient is that of the mean over all.
+    gradient: memory holds one interaction of `masks_at_once` targets, and the gradient is that of
+    the mean over all.
 
     Returns:
         Means over prompts and interactions of the losses; mean IoU of the answers after the first
@@ -128,8 +133,9 @@ def backward_interactions(
     starts_from_box = draws < config.box_probability
     # Prompts with and without a box have different numbers of tokens, so they go separately.
     for from_box in (False, True):
-        group = targets.select(starts_from_box == from_box)
-        if len(group) > 0:
+        (of_kind,) = torch.nonzero(starts_from_box == from_box, as_tuple=True)
+        for start in range(0, len(of_kind), config.masks_at_once):
+            group = targets.select(of_kind[start : start + config.masks_at_once])
             share = len(group) / len(targets)
             prompts = _first_prompts(config, group, generator, from_box)
             found = _backward_group(

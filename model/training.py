@@ -33,7 +33,8 @@ class TrainingConfig(InteractionConfig):
     batch_images: PositiveInt = 256
     """Images per step, over all workers."""
     masks_per_image: PositiveInt = 64
-    """At most; drawn at random where an image has more."""
+    """At most; drawn at random where an image has more. Memory does not grow with them, see
+    `masks_at_once`."""
     seed: int = 0
     freeze_image_encoder: bool = False
     """Train prompt encoder and decoder only, on embeddings that come with the batch."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model import interactions
 from model.image_encoder import ViTConfig
+from model.interactions import Targets, backward_interactions
 from model.mask_decoder import MaskPrediction
 from model.optimizer import (
     average_gradients,
@@ -121,6 +122,44 @@ def test_the_logits_of_the_highest_predicted_iou_are_fed_back(
     assert fed_back is not None
     torch.testing.assert_close(fed_back[:, 0], best, rtol=1e-4, atol=1e-4)
     assert not fed_back.requires_grad
+
+
+def test_masks_in_portions_teach_the_same_as_all_at_once(
+    asked: list[tuple[Prompts, bool]],
+) -> None:
+    batch = make_batch(num_images=3)
+    config = SHORT.model_copy(update={"num_corrections": 0, "box_noise_std": 0.0})
+    size = SIZE // 4
+    masks = batch.masks[:, ::4, ::4]
+    first_points = masks.flatten(1).float().argmax(dim=1)
+    targets = Targets(
+        masks=masks,
+        valid=batch.valid[:, ::4, ::4][batch.image_index],
+        image_index=batch.image_index,
+        scale=4.0,
+        first_points=torch.stack([first_points % size, first_points // size], dim=1) * 4.0,
+    )
+    found = {}
+    for at_once in (64, 2):
+        asked.clear()
+        sam = tiny_sam()
+        embeddings = torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+        embeddings.requires_grad_(True)
+        metrics = backward_interactions(
+            sam,
+            config.model_copy(update={"masks_at_once": at_once}),
+            embeddings,
+            targets,
+            torch.Generator().manual_seed(2),
+        )
+        gradients = {n: p.grad for n, p in sam.named_parameters() if p.grad is not None}
+        found[at_once] = metrics, {"embeddings": embeddings.grad, **gradients}
+        sizes = [len(prompts) for prompts, multimask_output in asked]
+        assert max(sizes) == (4 if at_once == 64 else 2), sizes
+        assert sum(sizes) == 2 * 6
+    (whole, whole_gradients), (parts, parts_gradients) = found[64], found[2]
+    assert parts == pytest.approx(whole, rel=1e-5)
+    torch.testing.assert_close(parts_gradients, whole_gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_training_interrupted_and_restored_goes_on_bit_for_bit() -> None:
