@@ -10,6 +10,7 @@ largest errors. SAM 2's clock: 1 s to find an object and 1.5 s a click. What the
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from stages.assisted_manual import MaskSession
 from stages.base import Provenance
@@ -22,34 +23,34 @@ from stages.rle import Mask
 
 class SimulatedAnnotatorConfig(Record):
     name: str = "simulated"
-    target_iou: float = 0.9
+    target_iou: float = Field(default=0.9, gt=0, le=1)
     """A mask this close to the truth is accepted. Ours."""
-    find_seconds: float = 1.0
+    find_seconds: NonNegativeFloat = 1.0
     """To find the next object."""
-    click_seconds: float = 1.5
-    box_seconds: float = 3.0
+    click_seconds: NonNegativeFloat = 1.5
+    box_seconds: NonNegativeFloat = 3.0
     """A box is two clicks."""
-    box_share: float = 0.25
+    box_share: float = Field(default=0.25, ge=0, le=1)
     """Share of masks begun by a box instead of a click. Ours."""
-    max_clicks: int = 10
+    max_clicks: NonNegativeInt = 10
     """Clicks on one mask before the brush is taken up. Ours."""
-    patience: int = 2
+    patience: NonNegativeInt = 2
     """So many clicks in a row that did not help, and the brush is taken up. Ours."""
-    helpful_gain: float = 0.02
+    helpful_gain: float = Field(default=0.02, ge=0, le=1)
     """A click has helped when the mask is better than ever before by so much IoU. Ours."""
-    stroke_seconds: float = 2.0
+    stroke_seconds: NonNegativeFloat = 2.0
     """To place one brush stroke. Ours."""
-    brush_pixels_per_second: float = 100.0
+    brush_pixels_per_second: PositiveFloat = 100.0
     """Speed along a stroke, whose length is taken as the root of the area it mends. Ours."""
-    max_strokes: int = 8
+    max_strokes: NonNegativeInt = 8
     """Brush strokes on one mask. Ours."""
-    min_iou: float = 0.5
+    min_iou: float = Field(default=0.5, ge=0, le=1)
     """A mask that ends below is thrown away: no person would hand it in. Ours."""
-    covered_iou: float = 0.75
+    covered_iou: float = Field(default=0.75, ge=0, le=1)
     """An object is done when a prefilled mask is at least this close to it. Ours."""
-    min_object_area: int = 64
+    min_object_area: PositiveInt = 64
     """Pixels; smaller objects are not looked for. Ours."""
-    max_objects: int | None = None
+    max_objects: NonNegativeInt | None = None
     """Per image. None: all."""
 
 

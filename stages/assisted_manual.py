@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+from pydantic import PositiveFloat
 
 from stages.base import Provenance
 from stages.filters import mask_box
@@ -22,7 +23,7 @@ Choose = Callable[[Answer], int]
 
 
 class AssistedManualConfig(Record):
-    max_mask_seconds: float = 30.0
+    max_mask_seconds: PositiveFloat = 30.0
     """A mask that took longer is the last of its image (section 4 of the paper); the mask stays."""
 
 

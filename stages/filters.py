@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from stages.batch import MaskBatch
 from stages.crops import BoxXyxy
@@ -42,21 +43,21 @@ class Drops(Counter[str]):
 class FilterConfig(Record):
     """Thresholds under SAM's names; the defaults are the paper's (Appendix B)."""
 
-    pred_iou_thresh: float = 0.88
+    pred_iou_thresh: float = Field(default=0.88, le=1)
     """Kept above, strictly."""
-    stability_score_thresh: float = 0.95
+    stability_score_thresh: float = Field(default=0.95, le=1)
     """Kept from here on."""
-    stability_score_offset: float = 1.0
+    stability_score_offset: NonNegativeFloat = 1.0
     """In logits, to both sides of the mask threshold."""
-    box_nms_thresh: float = 0.7
+    box_nms_thresh: float = Field(default=0.7, ge=0, le=1)
     """Box IoU above which the less confident of two masks of one crop is a duplicate."""
-    crop_nms_thresh: float = 0.7
+    crop_nms_thresh: float = Field(default=0.7, ge=0, le=1)
     """The same between crops, where the mask of the smaller crop stays."""
-    crop_edge_tolerance: int = 20
-    """Pixels within which a mask counts as touching the edge of its crop."""
-    max_mask_area_fraction: float | None = 0.95
+    crop_edge_tolerance: int = Field(default=20, ge=-1)
+    """Pixels within which a mask counts as touching the edge of its crop; -1: none does."""
+    max_mask_area_fraction: float | None = Field(default=0.95, gt=0, le=1)
     """Masks of this share of the image or more are dropped; None keeps them."""
-    min_mask_region_area: int = 100
+    min_mask_region_area: NonNegativeInt = 100
     """Pixels; smaller components are removed and smaller holes filled. 0 leaves masks alone."""
     drop_small_masks: bool = True
     """Drop a mask all of whose components are below that; otherwise its largest one stays."""

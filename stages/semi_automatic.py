@@ -8,7 +8,7 @@ SAM here that it tells of; that the boxes go through SAM is our choice.
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from model.detector import ObjectDetector
 from model.sam import Sam
@@ -31,9 +31,9 @@ from stages.superpixels import UNCORRECTED, Superpixels
 class SemiAutomaticConfig(Record):
     """The paper gives none of these numbers: thresholds are those of the automatic stage."""
 
-    detector_score_thresh: float = 0.3
+    detector_score_thresh: float = Field(default=0.3, ge=0, le=1)
     """Boxes below are not shown to the model."""
-    detector_nms_thresh: float = 0.7
+    detector_nms_thresh: float = Field(default=0.7, ge=0, le=1)
     """Box IoU above which the weaker of two proposals is a duplicate."""
     max_boxes: PositiveInt = 100
     """Per image, best scores first."""
@@ -45,7 +45,7 @@ class SemiAutomaticConfig(Record):
     snap: bool = False
     """Make masks of superpixels, as in the fully automatic stage."""
     filters: FilterConfig = FilterConfig()
-    max_mask_seconds: float = 30.0
+    max_mask_seconds: PositiveFloat = 30.0
     """As in stage one: a mask that took longer is the last of its image."""
 
 

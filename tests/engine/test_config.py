@@ -87,6 +87,15 @@ def test_every_config_that_is_shipped_is_valid(name: str) -> None:
         ("work_size: {max_short_side: -4}", "work_size.max_short_side", "-4"),
         ("corpus: 7", "corpus", "7"),
         ("retraining: {mix: {scale_jitter: [0, 2]}}", "retraining.mix.scale_jitter.0", "0"),
+        # The paper writes 88.0 and 95.0, in percent.
+        ("fully_automatic: {filters: {pred_iou_thresh: 88.0}}", "pred_iou_thresh", "88.0"),
+        ("fully_automatic: {filters: {stability_score_thresh: 95.0}}", "score_thresh", "95.0"),
+        ("fully_automatic: {filters: {box_nms_thresh: 70}}", "box_nms_thresh", "70"),
+        ("fully_automatic: {filters: {max_mask_area_fraction: 95}}", "area_fraction", "95"),
+        ("fully_automatic: {filters: {crop_edge_tolerance: -5}}", "edge_tolerance", "-5"),
+        ("semi_automatic: {detector_score_thresh: 30}", "detector_score_thresh", "30"),
+        ("simulated_annotator: {target_iou: 90}", "simulated_annotator.target_iou", "90"),
+        ("simulated_annotator: {brush_pixels_per_second: 0}", "brush_pixels_per_second", "0"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_path_and_value(line: str, path: str, value: str) -> None:

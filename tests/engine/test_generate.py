@@ -80,8 +80,8 @@ def test_the_first_command_of_a_new_user_finds_the_object(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (("pred_iou_thresh=100",), "low_predicted_iou 12; a lower --set pred_iou_thresh may help"),
-        (("pred_iou_thresh=-100", "stability_score_thresh=2"), "low_stability 12"),
+        (("pred_iou_thresh=1",), "low_predicted_iou 12; a lower --set pred_iou_thresh may help"),
+        (("pred_iou_thresh=-100", "stability_score_thresh=1"), "low_stability 12"),
     ],
 )
 def test_an_image_without_masks_is_told_with_what_may_help(
