@@ -136,11 +136,7 @@ def loop_config(options: argparse.Namespace, seed: int) -> EngineConfig:
         "rounds": [{"stage": name.value, **common} for name in names],
     }
     decays = [round(0.7 * options.steps), round(0.9 * options.steps)]
-    fields["retraining"]["training"] |= {
-        "steps": options.steps,
-        "lr_decay_steps": decays,
-        "seed": seed,
-    }
+    fields["retraining"]["training"] |= {"steps": options.steps, "lr_decay_steps": decays}
     fields["retraining"]["detector_training"]["steps"] = options.detector_steps
     return parse_config(yaml.safe_dump(fields), "loop")
 

@@ -63,6 +63,15 @@ class RetrainingConfig(Record):
     save_every_steps: PositiveInt = 500
     """A killed training goes on from the last multiple of this."""
 
+    @model_validator(mode="after")
+    def _is_no_pretraining(self) -> "RetrainingConfig":
+        if self.training.self_report_weight:
+            raise ValueError(
+                f"training.self_report_weight is {self.training.self_report_weight}, expected 0: "
+                "only a pretraining has that loss; iou_loss_weight is that of the predicted IoU"
+            )
+        return self
+
 
 class EvaluationConfig(Record):
     sources: tuple[str, ...] | None = None

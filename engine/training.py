@@ -65,7 +65,10 @@ class TrainingJob(ABC):
     @property
     def seed(self) -> int:
         """Of this round's training; no two rounds, nor runs of other seeds, draw the same."""
-        return int(np.random.SeedSequence([self.config.seed, self.round]).generate_state(1)[0])
+        entropy = [self.config.seed, self.round]
+        if (own := self.config.retraining.training.seed) != 0:
+            entropy.append(own)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from model.interactions import InteractionConfig, Targets, backward_interactions
@@ -35,7 +35,8 @@ class TrainingConfig(InteractionConfig):
     masks_per_image: PositiveInt = 64
     """At most; drawn at random where an image has more. Memory does not grow with them, see
     `masks_at_once`."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
+    """In a run, other draws of the retrainings alone: they follow the run's own seed too."""
     freeze_image_encoder: bool = False
     """Train prompt encoder and decoder only, on embeddings that come with the batch."""
     max_mask_fraction: float = Field(default=0.9, gt=0, le=1)

@@ -104,6 +104,11 @@ def test_a_wrong_field_is_named_with_its_path_and_value(line: str, path: str, va
     assert f"(got {value}" in message
 
 
+def test_a_loss_that_only_a_pretraining_has_is_refused() -> None:
+    message = refusal(MINIMAL + "retraining: {training: {self_report_weight: 2}}")
+    assert "training.self_report_weight is 2.0, expected 0" in message
+
+
 def test_a_wrong_field_within_a_list_is_named_with_its_place() -> None:
     message = refusal(MINIMAL.replace("images: 5", "images: lots"))
     assert "rounds.0.images" in message

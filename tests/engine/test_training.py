@@ -1,15 +1,18 @@
 """Retrainings that diverge, or whose ranks die again and again; without a cluster."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ray.train import WorkerGroupError
 
 from engine import ray_training
+from engine.config import changed
 from engine.errors import EngineError
 from engine.ray_training import train_on_ray
 from engine.store import LocalStore
@@ -35,6 +38,16 @@ def test_a_training_that_has_diverged_ends_and_keeps_the_state_before(job: Retra
         with pytest.raises(EngineError, match=r"round-00 has diverged before step 4: "):
             job.keep(context, Rank(), good | diverged | {"steps_done": 4})
     assert torch.load(io.BytesIO(store.read(job.state_path)))["steps_done"] == 2
+
+
+def test_a_training_draws_by_the_seeds_of_its_run_and_its_own(job: RetrainingJob) -> None:
+    def seed(run: int, own: int, index: int = 0) -> int:
+        changes = {"seed": run, "retraining": {"training": {"seed": own}}}
+        return replace(job, config=changed(job.config, changes), round=index).seed
+
+    # What runs have drawn that do not say.
+    assert seed(3, 0, 1) == np.random.SeedSequence([3, 1]).generate_state(1)[0]
+    assert len({seed(0, 0), seed(1, 0), seed(0, 1), seed(0, 2), seed(0, 1, 1), seed(1, 1)}) == 6
 
 
 def test_ranks_may_be_lost_as_often_as_they_like_while_the_training_gets_on(
