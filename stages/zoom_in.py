@@ -220,9 +220,11 @@ def carry(low_res_masks: Tensor, source: View, target: View) -> Tensor:
         source_cells = (pixels - source.offset_xy[axis]) / source.pixels_per_cell[axis]
         places.append(2 * source_cells / side - 1)
     grid = torch.stack(torch.meshgrid(*places, indexing="xy"), dim=-1)[None]
-    raised = low_res_masks[None] - BACKGROUND  # grid_sample pads with zeros
-    sampled = F.grid_sample(raised, grid, align_corners=False)
-    return F.avg_pool2d(sampled, samples)[0] + BACKGROUND
+    # What is half a cell from the edge has no neighbour to be mixed with, and is no background.
+    sampled = F.grid_sample(
+        low_res_masks[None], grid, align_corners=False, padding_mode="border"
+    ).where((grid.abs() <= 1).all(dim=-1), BACKGROUND)
+    return F.avg_pool2d(sampled, samples)[0]
 
 
 def _merged(far: Answer, near: Answer, fits: list[bool], view: View, whole: View) -> Answer:

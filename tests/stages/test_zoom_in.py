@@ -8,7 +8,14 @@ from stages.assisted_manual import MaskSession, replay
 from stages.predictor import Answer, Pixels, Predictor, embed
 from stages.prompts import Point, mask_iou
 from stages.rle import Mask, decode_rle
-from stages.zoom_in import View, ZoomInPredictor, carry, predictor_of, predictors_of_log
+from stages.zoom_in import (
+    BACKGROUND,
+    View,
+    ZoomInPredictor,
+    carry,
+    predictor_of,
+    predictors_of_log,
+)
 
 SIZE_HW = (360, 480)
 PEBBLE_CENTRE = (100.0, 90.0)
@@ -192,6 +199,18 @@ def test_a_mask_prompt_reaches_the_second_look_in_its_frame() -> None:
     back = carry(carry(far, whole, crop), crop, whole)
     assert (back[far > 4] > 0).all()
     assert (back[far < -4] < 0).all()
+
+
+def test_what_touches_the_border_of_the_image_does_so_in_a_second_look() -> None:
+    whole = View((0, 0), ResizeLongestSide((256, 256), 256))
+    crop = View.around((3.0, 3.0), whole.transform)
+    object_everywhere = torch.full((1, 64, 64), 5.0)
+    assert (carry(object_everywhere, whole, crop) == 5).all()
+    back = carry(object_everywhere, crop, whole)
+    side = crop.transform.size_hw_orig[0] // 4
+    assert (back[:, :side, :side] == 5).all()
+    assert (back[:, side + 1 :] == BACKGROUND).all()
+    assert (back[:, :, side + 1 :] == BACKGROUND).all()
 
 
 @pytest.mark.parametrize("size_hw", [(360, 480), (480, 360), (1, 900), (900, 2), (1, 1), (5, 7)])
