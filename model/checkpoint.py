@@ -6,7 +6,6 @@ A folder holds `model.safetensors` (parameters under the official names), `confi
 
 import hashlib
 import json
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,13 +176,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
-    problem = "it holds no dictionary of tensors"
+    problem = "it holds no dictionary of tensors by their names"
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # an unpickler trips over other files in many ways
         problem = f"torch cannot read it ({str(error).splitlines()[0] if str(error) else error!r})"
         weights = None
-    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()
+    ):
         raise ValueError(
             f"{path} is no checkpoint, or is cut off: {problem}; expected an official SAM or "
             "MobileSAM .pth file, or a checkpoint folder"
@@ -222,7 +223,7 @@ def _recognise_encoder(weights: dict[str, Tensor]) -> SamConfig | None:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load by name, or say in one line which tensors do not fit."""
+    """Load by name, or say in one line which tensors do not fit or hold no usable numbers."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = [
@@ -235,7 +236,22 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> N
             f"the weights in {path} do not fit their model: {len(wrong)} of {len(expected)} "
             f"tensors differ, first {'; '.join(wrong[:3])}"
         )
+    unusable = [
+        f"{name} ({weights[name].dtype})"
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point() and not _is_usable(weights[name])
+    ]
+    if unusable:
+        raise ValueError(
+            f"the weights in {path} cannot be used: {len(unusable)} of {len(expected)} tensors are "
+            f"not finite or hold integers, first {', '.join(unusable[:3])}; expected finite values "
+            "in fp32, fp16 or bf16"
+        )
     module.load_state_dict(weights)
+
+
+def _is_usable(weights: Tensor) -> bool:
+    return weights.is_floating_point() and bool(weights.float().isfinite().all())
 
 
 def _sha256_of_files(paths: list[Path]) -> str:

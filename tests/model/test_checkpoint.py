@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model import atomic_folder, checkpoint
 from model.checkpoint import (
@@ -61,9 +62,12 @@ def test_a_saved_checkpoint_loads_with_equal_weights_config_and_lineage(
     torch.testing.assert_close(predict(loaded.sam), predict(sam), rtol=0, atol=0)
 
 
-def test_half_precision_halves_the_file_and_loads_as_fp32(sam: Sam, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_halves_the_file_and_loads_as_fp32(
+    sam: Sam, tmp_path: Path, dtype: torch.dtype
+) -> None:
     save_checkpoint(sam, tmp_path / "full", LINEAGE)
-    save_checkpoint(sam, tmp_path / "half", LINEAGE, dtype=torch.float16)
+    save_checkpoint(sam, tmp_path / "half", LINEAGE, dtype=dtype)
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")]
     assert sizes[0] < 0.6 * sizes[1]
     loaded = load_checkpoint(tmp_path / "half").sam
@@ -151,6 +155,23 @@ def test_a_cut_off_weights_file_is_named(sam: Sam, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("unusable", "dtype"),
+    [(torch.nan, "float32"), (torch.inf, "float32"), (0, "int8")],
+)
+def test_weights_that_are_not_finite_or_integers_are_refused(
+    sam: Sam, tmp_path: Path, unusable: float, dtype: str
+) -> None:
+    save_checkpoint(sam, tmp_path / "a", LINEAGE)
+    path = tmp_path / "a" / "model.safetensors"
+    weights = load_file(path)
+    name = "mask_decoder.iou_token.weight"
+    weights[name] = torch.full_like(weights[name], unusable, dtype=getattr(torch, dtype))
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=rf"1 of \d+ tensors .* first {name} \(torch\.{dtype}\)"):
+        load_checkpoint(tmp_path / "a")
+
+
 def test_a_config_that_does_not_fit_the_weights_is_refused(sam: Sam, tmp_path: Path) -> None:
     save_checkpoint(sam, tmp_path / "a", LINEAGE)
     path = tmp_path / "a" / "config.json"
@@ -199,13 +220,26 @@ def test_mobile_sam_is_recognised_with_its_unused_classifier(tmp_path: Path) -> 
     ("content", "message"),
     [
         ([1, 2], "no dictionary of tensors"),
+        ({0: torch.zeros(1)}, "no dictionary of tensors by their names"),
         ({"w": torch.zeros(1)}, "no Segment Anything model: its 1 tensors begin with w;"),
         (Sam(small_config()).state_dict(), "expected the weights of vit_b, vit_l, vit_h"),
         (Path, "torch cannot read it"),
         (b"not a checkpoint", "torch cannot read it"),
         (b"", "torch cannot read it"),
+        (b"Repository Not Found", "torch cannot read it"),
+        (b"G\x00bhc", "torch cannot read it"),
     ],
-    ids=["list", "other names", "other sizes", "unsafe pickle", "text", "empty"],
+    ids=[
+        "list",
+        "numbers for names",
+        "other names",
+        "other sizes",
+        "unsafe pickle",
+        "text",
+        "empty",
+        "a server's refusal",
+        "a few bytes",
+    ],
 )
 def test_files_that_are_no_model_are_refused_in_one_line(
     tmp_path: Path, content: object, message: str
