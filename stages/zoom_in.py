@@ -36,6 +36,8 @@ FITS = 0.98
 """Share of an output's pixels within the crop from which on it is drawn again there."""
 BACKGROUND = -10.0
 """Logit of what a crop does not show."""
+KNOWN_OUTPUTS = 3
+"""`num_multimask_outputs` of the models whose clicks `model/click_scorer.py` can judge."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,15 @@ def predictor_of(
     Args:
         zoom_in: look at small objects twice.
         snap: make masks of superpixels (`stages/snapped_upscale.py`).
+
+    Raises:
+        ValueError: a model of another number of outputs than the scorer of clicks has learnt.
     """
+    if snap and sam.config.num_multimask_outputs != KNOWN_OUTPUTS:
+        raise ValueError(
+            f"the checkpoint's num_multimask_outputs is {sam.config.num_multimask_outputs}; the "
+            f"scorer of clicks knows models of {KNOWN_OUTPUTS}; set snap: false"
+        )
     if zoom_in:
         return ZoomInPredictor(sam, pixels, embedding, snap=snap)
     superpixels = Superpixels(pixels) if snap else None

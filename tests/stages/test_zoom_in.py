@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fakes import ColourSam, rectangle
+from fakes import ColourSam, rectangle, tiny_sam
+from model.sam import Sam
 from model.transforms import ResizeLongestSide
 from stages.assisted_manual import MaskSession, replay
 from stages.predictor import Answer, Pixels, Predictor, embed
@@ -82,6 +83,20 @@ def test_a_log_is_answered_again_as_each_of_its_actions_was() -> None:
     first = decode_rle(session.interactions[0].answer)
     assert np.array_equal(replay(asked, session.interactions[:1]), first)
     assert not np.array_equal(replay(lambda _: session.predictor, session.interactions[:1]), first)
+
+
+@pytest.mark.parametrize("zoom_in", [False, True])
+def test_a_model_whose_clicks_nobody_can_judge_is_refused_with_superpixels(zoom_in: bool) -> None:
+    pixels = painted(PEBBLE, WALL)
+    config = tiny_sam().config.model_copy(update={"num_multimask_outputs": 2})
+    sam = Sam(config).eval()
+    embedding = embed(sam, pixels)
+    with pytest.raises(ValueError, match=r"num_multimask_outputs is 2; .* set snap: false"):
+        predictor_of(sam, pixels, embedding, zoom_in=zoom_in, snap=True)
+    answer = predictor_of(sam, pixels, embedding, zoom_in=False).predict(
+        (PEBBLE_CENTRE,), (1,), multimask_output=True
+    )
+    assert len(answer.masks) == 2
 
 
 def test_further_clicks_are_answered_in_a_second_look_by_the_model_alone() -> None:
