@@ -136,13 +136,16 @@ def clean_small_regions(batch: MaskBatch, config: FilterConfig, drops: Drops) ->
     return drop_duplicates(cleaned_batch, scores, threshold, drops)
 
 
+def whole_image_area(size_hw: tuple[int, int], fraction: float | None) -> float:
+    """Pixels from which on a mask is one of the whole image."""
+    return np.inf if fraction is None else fraction * size_hw[0] * size_hw[1]
+
+
 def drop_whole_image(
     batch: MaskBatch, size_hw: tuple[int, int], fraction: float | None, drops: Drops
 ) -> MaskBatch:
-    if fraction is None or len(batch) == 0:
-        return batch
-    limit = fraction * size_hw[0] * size_hw[1]
-    kept = np.asarray([rle_area(rle) < limit for rle in batch.rles])
+    least = whole_image_area(size_hw, fraction)
+    kept = np.asarray([rle_area(rle) < least for rle in batch.rles], dtype=np.bool_)
     drops[DropReason.WHOLE_IMAGE] += int((~kept).sum())
     return batch.select(kept)
 

@@ -26,6 +26,7 @@ from stages.filters import (
     drop_duplicates,
     drop_whole_image,
     touches_crop_edge,
+    whole_image_area,
 )
 from stages.predictor import MASK_THRESHOLD, Image, Precision, Predictor, embed_batch
 from stages.prompts import point_grid
@@ -188,9 +189,10 @@ def confident_masks(
         return MaskBatch.empty(prompts.shape[1])
     decoder = predictor.sam.prepare(predictor.embedding)
     batches = np.array_split(prompts, -(-len(prompts) // prompts_per_batch))
+    too_large = whole_image_area(size_hw, filters.max_mask_area_fraction)
     on_cpu = predictor.embedding.device.type == "cpu"  # a GPU has memory for one batch at a time
     answers = (spread if on_cpu else map)(
-        lambda some: _candidates(predictor, decoder, some, filters), batches
+        lambda some: _candidates(predictor, decoder, some, filters, too_large), batches
     )
     candidates = []
     for found, dropped in answers:
@@ -224,8 +226,14 @@ def _candidates(
     decoder: FactoredDecoder,
     prompts: NDArray[np.float32],
     filters: FilterConfig,
+    too_large: float,
 ) -> tuple[list[Candidate], Drops]:
-    """Masks that are confident, not empty, and stable."""
+    """Masks that are confident, stable, and neither empty nor of the whole image, whose box would
+    make duplicates of what reaches from edge to edge.
+
+    Args:
+        too_large: pixels.
+    """
     drops = Drops()
     low_res, predicted_iou, prompt_index = _decode(predictor, decoder, prompts, filters, drops)
     stability, confidence = predictor.upscale.scores(
@@ -248,6 +256,9 @@ def _candidates(
         window = predictor.upscale.mask(low_res[i], threshold=MASK_THRESHOLD)
         if window is None:
             drops[DropReason.EMPTY] += 1
+            continue
+        if window.mask.sum() >= too_large:
+            drops[DropReason.WHOLE_IMAGE] += 1
             continue
         (x, y), (h, w) = window.offset_xy, window.mask.shape
         candidate = Candidate(

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from fakes import ColourSam, tiny_sam
 from model.checkpoint import load_checkpoint
+from model.mask_decoder import MaskPrediction
 from model.prompt_encoder import Prompts
 from stages.base import Provenance, StageOutput
 from stages.crops import Crop
@@ -295,6 +296,31 @@ def test_a_uniform_image_is_one_mask_unless_that_is_too_large() -> None:
     assert run(grey, one_window()).masks == ()
     (mask,) = run(grey, one_window(max_mask_area_fraction=None)).masks
     assert mask.area > 0.95 * 90 * 120
+
+
+class EverythingDecoder:
+    """Answers every prompt with the whole image, surely, and what lies around an object."""
+
+    def read(self, prompts: Prompts, *, multimask_output: bool) -> MaskPrediction:
+        everything = torch.full((32, 32), 10.0)
+        background = everything.clone()
+        background[6:26, 6:26] = -10
+        low_res = torch.stack([everything, background, background]).expand(len(prompts), -1, -1, -1)
+        said = torch.tensor([0.97, 0.95, 0.5]).expand(len(prompts), -1)
+        return MaskPrediction(low_res, said, torch.zeros(len(prompts), 1))
+
+    def masks(self, reading: MaskPrediction, index: torch.Tensor) -> torch.Tensor:
+        return reading.low_res_masks[index]
+
+
+def test_a_mask_of_the_whole_image_makes_no_duplicate_of_the_background(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ColourSam, "prepare", lambda *_: EverythingDecoder())
+    output = run(np.zeros((128, 128, 3), dtype=np.uint8), one_window(points_per_side=2))
+    (mask,) = output.masks
+    assert mask.area == pytest.approx(128**2 - 80**2, rel=0.02)
+    assert output.drops == {"low_predicted_iou": 4, "whole_image": 4, "duplicate": 3}
 
 
 def test_the_same_image_gives_the_same_masks_twice() -> None:
