@@ -116,7 +116,8 @@ class ZoomInPredictor(Predictor):
         """As `Predictor.predict`. Clicks that take away something outside of the crop have had
         their say in the first look; one that adds something there, or a box that reaches out of
         it, means an object too large for a second look. Further clicks are answered there by the
-        model alone, which sees small objects better than their regions tell (docs/log.md).
+        model alone, which sees small objects better than their regions tell (docs/log.md). A prompt
+        without a place in the image, such as a mask alone, has the first look only.
         """
         far = super().predict(
             points,
@@ -126,6 +127,8 @@ class ZoomInPredictor(Predictor):
             before=before,
             multimask_output=multimask_output,
         )
+        if not points and box_xyxy is None:
+            return far
         corners = [] if box_xyxy is None else [box_xyxy[:2], box_xyxy[2:]]
         view = View.around(_centre(points, box_xyxy), self.transform)
         fits = [view.fits(mask) for mask in far.masks]
@@ -136,6 +139,8 @@ class ZoomInPredictor(Predictor):
         if any(far.are_regions) and not view.holds(points[-1]):
             return far  # of what that click has mended the crop shows nothing
         held = [(view.within(point), label) for point, label in clicks if view.holds(point)]
+        if not held and not corners:
+            return far
         corners = [view.within(corner) for corner in corners]
         whole = View((0, 0), self.transform)
         near = self._look_at(view).predict(

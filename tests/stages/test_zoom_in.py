@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -201,6 +203,32 @@ def test_logits_of_the_answer_are_those_of_its_mask() -> None:
     for logits, mask in zip(answer.low_res_masks, answer.masks, strict=True):
         again = (zooming.transform.upscale(logits) > 0).numpy()
         assert mask_iou(again, mask) > 0.8
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"points": ((SIZE_HW[1], 90.0),), "labels": (0,)},
+        {"points": ((-1.0, 90.0),), "labels": (0,), "mask_input": torch.zeros(64, 64)},
+        {"mask_input": torch.zeros(64, 64)},
+    ],
+    ids=["a click beside the image", "one for a mask", "a mask alone"],
+)
+def test_a_prompt_without_a_place_in_the_image_is_answered_as_before(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, sam = painted(PEBBLE, WALL), tiny_sam(image_size=256)
+    embedding = embed(sam, pixels)
+    monkeypatch.setattr(View, "fits", lambda *_: True)
+    first, second = (
+        predictor_of(sam, pixels, embedding, zoom_in=zoom_in).predict(
+            **asked, multimask_output=False
+        )
+        for zoom_in in (False, True)
+    )
+    assert np.array_equal(first.masks[0], second.masks[0])
+    assert torch.equal(first.low_res_masks, second.low_res_masks)
+    assert not second.zoomed_in
 
 
 def test_a_mask_prompt_reaches_the_second_look_in_its_frame() -> None:
