@@ -171,10 +171,21 @@ def sa1b_annotations(masks: Sequence[MaskRecord], *, image_id: int = 0) -> list[
             predicted_iou=mask.predicted_iou,
             stability_score=mask.stability_score,
             crop_box=mask.crop_box,
-            point_coords=mask.point_coords,
+            point_coords=_foreground_points(mask),
         )
         for mask in masks
     ]
+
+
+def _foreground_points(mask: MaskRecord) -> tuple[tuple[float, float], ...]:
+    """Of a mask that was clicked those that add to it: SA-1B's field has no labels."""
+    if not mask.interactions:
+        return mask.point_coords
+    return tuple(
+        (action.coords[0], action.coords[1])
+        for action in mask.interactions
+        if action.kind == "point" and action.label == 1
+    )
 
 
 def _claim(out: Store, origin: Origin) -> None:

@@ -99,7 +99,8 @@ class MaskRecord(Record):
     crop_box: tuple[float, float, float, float]
     """XYWH of the window the mask was found in, image pixels."""
     point_coords: tuple[tuple[float, float], ...]
-    """(x, y) of the points that prompted the mask, image pixels; empty for a box."""
+    """(x, y) of the points that prompted the mask, image pixels; empty for a box. Of clicks all,
+    whatever their label, which `interactions` has."""
     stage: StageName
     round: int
     source: Source

@@ -24,7 +24,15 @@ from engine.manifest import PlanHeader, RoundPlan, freeze_plan, seal
 from engine.shards import ShardHeader, publish_shard
 from engine.sources import FolderSource
 from engine.store import LocalStore
-from stages.records import ImageRecord, ImageStatus, MaskRecord, Rle, Source, StageName
+from stages.records import (
+    ImageRecord,
+    ImageStatus,
+    Interaction,
+    MaskRecord,
+    Rle,
+    Source,
+    StageName,
+)
 from stages.rle import Mask, decode_rle, encode_rle, rle_area, rle_bbox
 
 SIZE_HW = (24, 36)
@@ -117,6 +125,30 @@ def test_sa1b_files_have_exactly_the_published_fields(out: LocalStore) -> None:
             "crop_box": [0.0, 0.0, 36.0, 24.0],
             "point_coords": [[1.5, 2.5]],
         }
+
+
+def test_clicks_that_take_away_are_no_points_of_sa1b() -> None:
+    (mask,) = image_record(7, masks=1).masks
+    clicks = ((1.5, 2.5), 1), ((9.0, 9.0), 0), ((3.0, 4.0), 1)
+    clicked = mask.model_copy(
+        update={
+            "point_coords": tuple(point for point, _ in clicks),
+            "interactions": tuple(
+                Interaction(
+                    kind="point",
+                    coords=point,
+                    label=label,
+                    output=0,
+                    seconds=1.5,
+                    predicted_iou=0.9,
+                    answer=mask.segmentation,
+                )
+                for point, label in clicks
+            ),
+        }
+    )
+    (annotation,) = sa1b_annotations([clicked])
+    assert annotation["point_coords"] == ((1.5, 2.5), (3.0, 4.0))
 
 
 def test_coco_json_reads_back_to_equal_masks(out: LocalStore) -> None:
