@@ -196,7 +196,7 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
 def recognise_official(weights: dict[str, Tensor], path: Path) -> SamConfig:
     """The configuration that official weights were made with, from their names and shapes."""
     layers = [re.match(r"mask_decoder\.transformer\.layers\.(\d+)\.", name) for name in weights]
-    depth = 1 + max((int(match[1]) for match in layers if match), default=-1)
+    depth = len({match[1] for match in layers if match})  # not the highest number, which may be any
     config = _recognise_encoder(weights)
     if config is None or depth == 0:
         raise ValueError(
@@ -209,11 +209,11 @@ def recognise_official(weights: dict[str, Tensor], path: Path) -> SamConfig:
 
 def _recognise_encoder(weights: dict[str, Tensor]) -> SamConfig | None:
     if "image_encoder.patch_embed.seq.0.c.weight" in weights:
-        head = weights.get("image_encoder.head.weight")
-        encoder = TinyViTConfig(num_classes=0 if head is None else len(head))
+        head = weights.get("image_encoder.head.weight", torch.empty(0))
+        encoder = TinyViTConfig(num_classes=len(head) if head.ndim else 0)
         return SamConfig.preset("mobile_sam").model_copy(update={"image_encoder": encoder})
     positions = weights.get("image_encoder.pos_embed")
-    if positions is None or positions.ndim != 4:
+    if positions is None or positions.ndim != 4 or positions.numel() == 0:
         return None
     for config in map(SamConfig.preset, ("vit_b", "vit_l", "vit_h")):
         vit = config.image_encoder

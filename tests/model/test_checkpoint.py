@@ -216,6 +216,22 @@ def test_mobile_sam_is_recognised_with_its_unused_classifier(tmp_path: Path) -> 
     assert encoder_sha256(loaded.sam) == encoder_sha256(sam)
 
 
+def test_a_file_is_believed_to_have_the_layers_that_it_holds() -> None:
+    weights = {
+        "image_encoder.patch_embed.seq.0.c.weight": torch.zeros(1),
+        "image_encoder.head.weight": torch.tensor(3.0),
+        "mask_decoder.transformer.layers.999.norm1.weight": torch.zeros(256),
+    }
+    config = recognise_official(weights, Path("x.pth"))
+    assert config == PRESETS["mobile_sam"].model_copy(update={"decoder_depth": 1})
+
+
+NO_PIXEL = {
+    "image_encoder.pos_embed": torch.zeros(1, 0, 0, 768),
+    "mask_decoder.transformer.layers.0.norm1.weight": torch.zeros(256),
+}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -223,6 +239,7 @@ def test_mobile_sam_is_recognised_with_its_unused_classifier(tmp_path: Path) -> 
         ({0: torch.zeros(1)}, "no dictionary of tensors by their names"),
         ({"w": torch.zeros(1)}, "no Segment Anything model: its 1 tensors begin with w;"),
         (Sam(small_config()).state_dict(), "expected the weights of vit_b, vit_l, vit_h"),
+        (NO_PIXEL, "no Segment Anything model: its 2 tensors"),
         (Path, "torch cannot read it"),
         (b"not a checkpoint", "torch cannot read it"),
         (b"", "torch cannot read it"),
@@ -234,6 +251,7 @@ def test_mobile_sam_is_recognised_with_its_unused_classifier(tmp_path: Path) -> 
         "numbers for names",
         "other names",
         "other sizes",
+        "an image without a pixel",
         "unsafe pickle",
         "text",
         "empty",
