@@ -38,6 +38,13 @@ class Prompts:
     def __post_init__(self) -> None:
         if (self.point_coords is None) != (self.point_labels is None):
             raise ValueError("point_coords and point_labels must be given together")
+        coords, labels = self.point_coords, self.point_labels
+        # A label of one point would be spread over all of them.
+        if coords is not None and labels is not None and coords.shape != (*labels.shape, 2):
+            raise ValueError(
+                f"point_coords are {tuple(coords.shape)} and point_labels {tuple(labels.shape)}; "
+                "expected (P, N, 2) and (P, N)"
+            )
         rows = {
             len(t)
             for t in (self.point_coords, self.point_labels, self.boxes, self.mask_input)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.prompt_encoder import Prompts
+from model.prompt_encoder import PointLabel, Prompts
 from model.sam import Sam
 from model.transforms import ResizeLongestSide
 from stages.click_answers import NUM_OFFERED, Clicked
@@ -168,7 +168,15 @@ class Predictor:
         box_xyxy: tuple[float, float, float, float] | None,
         mask_input: Tensor | None,
     ) -> Prompts:
-        """As the model takes them."""
+        """As the model takes them.
+
+        Raises:
+            ValueError: labels that are none of a point's, or not one for each point.
+        """
+        if not set(labels) <= {PointLabel.PADDING, PointLabel.BACKGROUND, PointLabel.FOREGROUND}:
+            raise ValueError(
+                f"labels {labels}; expected 1 for the object, 0 for what is not it, -1 for padding"
+            )
         transform, device = self.transform, self.embedding.device
         coords = torch.tensor([points], dtype=torch.float32, device=device)
         box = (
@@ -178,7 +186,7 @@ class Predictor:
         )
         return Prompts(
             point_coords=transform.apply_coords(coords) if points else None,
-            point_labels=torch.tensor([labels], device=device) if points else None,
+            point_labels=torch.tensor([labels], device=device) if labels else None,
             boxes=None if box is None else transform.apply_boxes(box),
             mask_input=None if mask_input is None else mask_input[None, None].to(device),
         )

@@ -113,6 +113,8 @@ def test_images_of_another_size_are_refused() -> None:
 def test_prompts_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[1, 2\] rows"):
         Prompts(boxes=torch.zeros(1, 4), mask_input=torch.zeros(2, 1, 32, 32))
+    with pytest.raises(ValueError, match=r"\(1, 3, 2\) and point_labels \(1, 1\)"):
+        Prompts(torch.zeros(1, 3, 2), torch.ones(1, 1))
 
 
 def test_global_attention_in_chunks_equals_attention_at_once(

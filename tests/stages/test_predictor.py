@@ -52,6 +52,23 @@ def test_every_part_of_a_prompt_changes_the_answer(predictor: Predictor) -> None
         assert not torch.equal(first.low_res_masks, other.low_res_masks)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ((1,), r"\(1, 2, 2\) and point_labels \(1, 1\)"),
+        ((), "must be given together"),
+        ((1, -2), r"labels \(1, -2\); expected 1 for"),
+        ((1, 2), r"labels \(1, 2\); expected 1 for"),
+        ((255, 0), r"labels \(255, 0\); expected 1 for"),
+    ],
+)
+def test_labels_are_those_of_points_and_one_for_each(
+    predictor: Predictor, labels: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(((40.0, 30.0), (90.0, 70.0)), labels, multimask_output=False)
+
+
 def test_the_same_question_has_the_same_answer(predictor: Predictor) -> None:
     first, again = (
         predictor.predict(((40.0, 30.0),), (1,), multimask_output=True) for _ in range(2)
