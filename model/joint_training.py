@@ -33,7 +33,8 @@ class JointConfig(AveragedConfig):
     """Of the batch's clicks on an image, so many masks are asked of the decoder too; with 0 the
     encoder learns alone, from pixel embeddings."""
     frozen_steps: int = 0
-    """Steps at the beginning in which the decoder learns alone: half the work of a whole step."""
+    """Steps at the beginning in which the decoder learns alone: half the work of a whole step. Only
+    the statistics of the encoder's norms go on."""
     embedding_weight: float = 0.5
     """Of the pixel embeddings' loss, beside the decoder's."""
     correct_every: int = Field(default=1, ge=1)

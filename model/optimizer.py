@@ -57,7 +57,8 @@ def process_rank() -> int:
 
 
 def average_gradients(parameters: list[nn.Parameter], *, weight: float = 1.0) -> None:
-    """Mean over all processes of the group, where there is one.
+    """Mean over all processes of the group, where there is one. What has a gradient in none of them
+    has none afterwards: the optimizer passes it by, and would let a zero decay its weights.
 
     Args:
         weight: of this process: with the number of masks it learnt from, the mean is that of all
@@ -66,13 +67,17 @@ def average_gradients(parameters: list[nn.Parameter], *, weight: float = 1.0) ->
     group = torch.distributed
     if not group.is_available() or not group.is_initialized() or group.get_world_size() == 1:
         return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    total = gradients[0].new_tensor(weight, dtype=torch.float32)
-    group.all_reduce(total)
-    share = weight / max(total.item(), 1e-9)  # no process may have any
+    has_gradient = [parameter.grad is not None for parameter in parameters]
+    sums = parameters[0].new_tensor([weight, *has_gradient], dtype=torch.float32)
+    group.all_reduce(sums)
+    total, *counts = sums.tolist()
+    share = weight / max(total, 1e-9)  # no process may have any
+    gradients = []
+    for parameter, count in zip(parameters, counts, strict=True):
+        if count > 0:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
     # All at once: one after the other, hundreds of small messages take several times as long.
     messages = [group.all_reduce(gradient.mul_(share), async_op=True) for gradient in gradients]
     for message in messages:

@@ -371,30 +371,30 @@ def in_a_group(
 def test_gradients_are_averaged_over_the_masks_of_all_workers(
     monkeypatch: pytest.MonkeyPatch, masks: float, expected: list[float]
 ) -> None:
-    """The other worker has found gradients of 3 everywhere, from three masks."""
+    """The other worker has found gradients of 3 from three masks, but for what is frozen."""
 
     def add_theirs(tensor: Tensor, *, async_op: bool = False) -> SimpleNamespace:
-        if tensor.dim() == 0:  # the number of masks
-            tensor.add_(3.0)
+        if not async_op:  # the number of masks, and what has a gradient
+            tensor.add_(torch.tensor([3.0, 1.0, 1.0, 0.0]))
         return SimpleNamespace(wait=lambda: tensor.add_(3.0 * 3.0 / (masks + 3.0)))
 
     in_a_group(monkeypatch, 0, add_theirs)
-    taught, untaught = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+    taught, untaught, frozen = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     taught.grad = torch.tensor([1.0, -1.0])
-    average_gradients([taught, untaught], weight=masks)
+    average_gradients([taught, untaught, frozen], weight=masks)
+    assert frozen.grad is None
     assert taught.grad.tolist() == pytest.approx(expected)
     assert untaught.grad is not None
     assert untaught.grad.tolist() == pytest.approx([9 / (masks + 3)] * 2)
 
 
-def test_a_batch_without_a_mask_anywhere_leaves_gradients_of_zero(
+def test_a_batch_without_a_mask_anywhere_leaves_no_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     in_a_group(monkeypatch, 0, lambda tensor, **_: SimpleNamespace(wait=lambda: None))
     untaught = torch.nn.Parameter(torch.zeros(2))
     average_gradients([untaught], weight=0.0)
-    assert untaught.grad is not None
-    assert untaught.grad.tolist() == [0.0, 0.0]
+    assert untaught.grad is None
 
 
 def test_every_worker_draws_its_own_clicks(
