@@ -21,7 +21,8 @@ POLL_SECONDS = 1.0
 
 
 class Unit(Protocol):
-    def run(self, context: WorkerContext) -> Any: ...
+    def run(self, context: WorkerContext) -> Any:
+        """False says that there was nothing left to do: how long that took means nothing."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ray.exceptions import RayError, RayTaskError
 from engine import layout
 from engine.context import WorkerContext, WorkerSpec
 from engine.errors import EngineError
-from engine.executor import Failed, Outcome, Unit, run_unit
+from engine.executor import Done, Failed, Outcome, Unit, run_unit
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 """Before an actor starts in the place of one that could not, for each in a row; at most."""
 LONG_SECONDS, LONG_FACTOR = 600.0, 10
 STUCK_SECONDS, STUCK_FACTOR = 3600.0, 30
-"""A unit that takes both so long and so many times the mean is told of, or ended."""
+"""A unit that takes both so long and so many times what others take is told of, or ended. While
+none has been done, nobody knows what others take: it is told of all the same."""
 PATIENCE_SECONDS = 60.0
 """Without any worker, until we say that we wait for one."""
 
@@ -114,7 +115,7 @@ class RayExecutor:
         """Units that must have a worker to themselves."""
         self._failed_starts = 0
         self._last_alive = time.monotonic()
-        self._num_finished, self._seconds_finished = 0, 0.0
+        self._images_done, self._seconds_done = 0, 0.0
         self._slots = [self._start_actor() for _ in range(workers)]
 
     def has_room(self) -> bool:
@@ -224,8 +225,9 @@ class RayExecutor:
         del slot.running[ref]
         slot.solo = False
         now = time.monotonic()
-        self._num_finished += 1
-        self._seconds_finished += max(0.0, now - slot.since)
+        if isinstance(outcome, Done) and outcome.result is not False:
+            self._images_done += _num_images(unit)
+            self._seconds_done += max(0.0, now - slot.since)
         slot.since, slot.is_told_of = now, False
         has_failed = isinstance(outcome, Failed) and not outcome.storage and not outcome.unavailable
         slot.failures = slot.failures + 1 if has_failed else 0
@@ -253,27 +255,29 @@ class RayExecutor:
 
     def _end_long_units(self) -> list[Outcome]:
         """And tell of those that may become so long."""
-        if self._num_finished == 0:
-            return []
-        mean = self._seconds_finished / self._num_finished
+        mean = self._seconds_done / max(self._images_done, 1)
         now = time.monotonic()
         outcomes: list[Outcome] = []
         for slot in tuple(self._slots):
+            if not slot.running:
+                continue
             seconds = now - slot.since
-            if slot.running and seconds > max(STUCK_SECONDS, STUCK_FACTOR * mean):
+            usual = mean * _num_images(next(iter(slot.running.values())))
+            if usual and seconds > max(STUCK_SECONDS, STUCK_FACTOR * usual):
                 outcomes += self._died(slot, f"stuck for {seconds:.0f} s")
-            elif slot.running and seconds > max(LONG_SECONDS, LONG_FACTOR * mean):
-                self._tell_of_long_unit(slot, seconds, mean)
+            elif seconds > max(LONG_SECONDS, LONG_FACTOR * usual):
+                self._tell_of_long_unit(slot, seconds, usual)
         return outcomes
 
     @staticmethod
-    def _tell_of_long_unit(slot: _Slot, seconds: float, mean: float) -> None:
+    def _tell_of_long_unit(slot: _Slot, seconds: float, usual: float) -> None:
         if not slot.is_told_of:
             slot.is_told_of = True
             unit = next(iter(slot.running.values()))
             what = getattr(unit, "path", type(unit).__name__)
-            long = "%s has been worked on for %d s on %s; others take %.1f s"
-            log.warning(long, what, seconds, slot.machine, mean)
+            others = f"others take {usual:.1f} s" if usual else "no other is done yet"
+            long = "%s has been worked on for %d s on %s; %s"
+            log.warning(long, what, seconds, slot.machine, others)
 
     def _tell_of_waiting(self) -> None:
         now = time.monotonic()
@@ -287,3 +291,8 @@ class RayExecutor:
                 self._gpus,
                 {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")},
             )
+
+
+def _num_images(unit: Unit) -> int:
+    """By which units are compared: a shard has hundreds, its parts one. All others count as one."""
+    return len(getattr(unit, "images", ())) or 1

@@ -34,10 +34,12 @@ class ShardUnit:
     def path(self) -> str:
         return layout.shard_path(self.shards, self.header.shard, self.part)
 
-    def run(self, context: WorkerContext) -> None:
-        if not context.store.exists(self.path):  # a worker of a killed driver may have been first
-            stage = self._stage(context)
-            publish_shard(context.store, self.path, self.header, self._records(context, stage))
+    def run(self, context: WorkerContext) -> bool:
+        if context.store.exists(self.path):  # a worker of a killed driver was first
+            return False
+        stage = self._stage(context)
+        publish_shard(context.store, self.path, self.header, self._records(context, stage))
+        return True
 
     def _records(self, context: WorkerContext, stage: Stage) -> Iterator[ImageRecord]:
         for row in self.images:

@@ -12,7 +12,7 @@ import engine.worker
 from engine import layout
 from engine.context import WorkerContext
 from engine.errors import EngineError, StorageError
-from engine.executor import Failed, LocalExecutor, Outcome, Unit, run_unit
+from engine.executor import Done, Failed, LocalExecutor, Outcome, Unit, run_unit
 from engine.production import WHOLE_ATTEMPTS, Patience, make_shards
 from engine.shards import ShardHeader, read_footer, read_records
 from engine.store import read_uri
@@ -345,6 +345,7 @@ def test_a_shard_that_exists_is_not_made_again(run: SmallRun) -> None:
     before = run.store.read(path)
     make(run, LocalExecutor(run.spec()), units)
     assert run.store.read(path) == before
+    assert run_unit(units[0], run.context()) == Done(units[0], False)
 
 
 def test_a_run_goes_on_with_the_parts_that_exist(run: SmallRun) -> None:
@@ -365,7 +366,7 @@ def test_parts_that_all_exist_are_put_together_without_any_work(run: SmallRun) -
     for part, row in enumerate(run.rows[:4]):
         unit = units_of(run)[0]
         alone = ShardUnit(**{**unit.__dict__, "part": part, "images": (row,)})
-        assert run_unit(alone, run.context()).result is None  # type: ignore[union-attr]
+        assert run_unit(alone, run.context()) == Done(alone, True)
     executor = MortalExecutor(run.context(), lambda unit, _: unit.part is None)
     assert make(run, executor, units_of(run)[:1]) == [0]
     assert [record.image_id for record in records_in(run, 0)] == [0, 1, 2, 3]
