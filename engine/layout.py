@@ -36,7 +36,11 @@ def shard_path(shards: str, shard: int, part: int | None = None) -> str:
     """Of a whole shard, or of one image of it that is worked on alone."""
     if part is None:
         return f"{shards}/shard-{shard:06d}.parquet"
-    return f"{shards}-alone/shard-{shard:06d}/image-{part:06d}.parquet"
+    return f"{parts_folder(shards, shard)}/image-{part:06d}.parquet"
+
+
+def parts_folder(shards: str, shard: int) -> str:
+    return f"{shards}-alone/shard-{shard:06d}"
 
 
 def shard_of(path: str) -> int | None:

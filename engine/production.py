@@ -6,6 +6,10 @@ all parts exist they are put together into the shard. So one poisoned image cost
 row, and every image has exactly one. What has failed once gets a worker to itself, so that it takes
 nothing with it again.
 
+A shard that failed since an image's file could not be had is tried again after a pause, and not
+taken apart before several: storage may be away for seconds or minutes, and all that is in progress
+fails at once then.
+
 Shards with images that were given up are published last, when it is certain that these are few
 enough: where they are too many, a disk may have been away, and each is to be tried anew. Where they
 are few the disk may have been away for a minute, which all attempts fit into: before these shards
@@ -17,6 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 from engine import layout
 from engine.corpus import CorpusRow
@@ -31,6 +36,13 @@ log = logging.getLogger(__name__)
 
 WHOLE_ATTEMPTS = 2
 """A dead machine is no fault of the images, so a whole shard gets a second chance."""
+
+PAUSES_SECONDS = (10.0, 60.0, 300.0)
+"""Before a whole shard is tried again of which an image's file could not be had; after the last it
+fails as any other."""
+
+MAX_WAITING = 16
+"""Failures in a row, some of them for want of a file, after which no other shard is begun."""
 
 MAX_FAILURES_IN_A_ROW, LONGEST_STALL_SECONDS = 100, 1800.0
 """Past both nothing works any more: not to go on until millions of images were given up."""
@@ -88,8 +100,12 @@ class _Production:
         self._executor, self._store = executor, store
         self._patience, self._on_shard = patience, on_shard
         self._again: deque[ShardUnit] = deque()
+        self._later: list[tuple[float, str, ShardUnit]] = []
+        """A heap of those that are to be tried again, by the time when; the path breaks ties."""
         self._failures: Counter[str] = Counter()
         """By path of the shard or part."""
+        self._pauses: Counter[str] = Counter()
+        """Taken so far, by path of the shard."""
         self._in_a_row = 0
         self._last_done = time.monotonic()
         self._apart: dict[str, ShardUnit] = {}
@@ -115,18 +131,27 @@ class _Production:
         in_flight = 0
         exhausted = False
         while True:
-            while self._executor.has_room() and (self._again or not exhausted):
-                unit = self._again.popleft() if self._again else next(units, None)
+            while self._executor.has_room():
+                unit = self._tried_again()
+                if unit is None and not (self._later and self._in_a_row > MAX_WAITING):
+                    unit = next(units, None)
+                    exhausted = unit is None
                 if unit is None:
-                    exhausted = True
                     break
                 self._executor.submit(unit, alone=self._is_suspect(unit))
                 in_flight += 1
-            if exhausted and not in_flight and not self._again:
+            if exhausted and not in_flight and not self._again and not self._later:
                 return
             for outcome in self._executor.wait(POLL_SECONDS):
                 in_flight -= 1
                 self._handle(outcome)
+
+    def _tried_again(self) -> ShardUnit | None:
+        if self._again:
+            return self._again.popleft()
+        if self._later and self._later[0][0] <= time.monotonic():
+            return heappop(self._later)[-1]
+        return None
 
     def _is_suspect(self, unit: ShardUnit) -> bool:
         return unit.part is not None or self._failures[unit.path] > 0
@@ -140,8 +165,11 @@ class _Production:
             return
         if outcome.storage:
             raise StorageError(outcome.error)
-        self._failures[unit.path] += 1
-        failures = self._failures[unit.path]
+        waits = outcome.unavailable and unit.part is None
+        waits = waits and self._pauses[unit.path] < len(PAUSES_SECONDS)
+        counted = self._pauses if waits else self._failures
+        counted[unit.path] += 1
+        failures = counted[unit.path]
         log.warning("%s failed (%d): %s", unit.path, failures, outcome.error)
         self._in_a_row += 1
         if (
@@ -153,7 +181,10 @@ class _Production:
                 f"{unit.path}: {outcome.error}. What is published stays; mend the cause and run "
                 "the same command again"
             )
-        if unit.part is None:
+        if waits:
+            due = time.monotonic() + PAUSES_SECONDS[failures - 1]
+            heappush(self._later, (due, unit.path, unit))
+        elif unit.part is None:
             if failures < WHOLE_ATTEMPTS:
                 self._again.append(unit)
             else:
@@ -165,7 +196,9 @@ class _Production:
 
     def _take_apart(self, unit: ShardUnit) -> None:
         parts = [replace(unit, part=part, images=(row,)) for part, row in enumerate(unit.images)]
-        missing = [part for part in parts if not self._store.exists(part.path)]
+        folder = layout.parts_folder(unit.shards, unit.header.shard)
+        existing = {file.path for file in self._store.list(folder)}
+        missing = [part for part in parts if part.path not in existing]
         self._apart[unit.path] = unit
         self._parts_left[unit.path] = len(missing)
         self._again.extend(missing)

@@ -12,6 +12,9 @@ left alone, it would take all that is tried again. So an actor on which several 
 row is replaced. As long as others work, an actor that cannot start is tried again and again, ever
 more slowly: its machine may be ill.
 
+One that cannot have the files of images, while others can, is given nothing for a while, ever
+longer: its disk may be away, and it too would be the one that is always idle.
+
 A unit that takes far longer than others is told of; one that never ends, since a disk or a device
 does not answer, must not hold its actor for ever, and counts as one that the actor died of.
 """
@@ -40,7 +43,8 @@ What a worker says of itself is said once by each."""
 MAX_FAILED_UNITS = 3
 """In a row, on one actor."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
-"""Before an actor starts in the place of one that could not, for each in a row; at most."""
+"""Before an actor starts in the place of one that could not, for each in a row; at most. Before one
+that could not have files is given more: after the first the same, soon longer."""
 LONG_SECONDS, LONG_FACTOR = 600.0, 10
 STUCK_SECONDS, STUCK_FACTOR = 3600.0, 30
 """A unit that takes both so long and so many times what others take is told of, or ended. While
@@ -94,15 +98,20 @@ class _Slot:
     """In a row, of those whose place it took."""
     failures: int = 0
     """In a row, of units; of those whose place it took as well."""
+    refusals: int = 0
+    """Units in a row of which an image's file could not be had."""
+    rests_until: float = 0.0
     machine: str = ""
     since: float = 0.0
     """When its oldest unit became so."""
     is_told_of: bool = False
     """That it takes long."""
 
+    def may_work(self) -> bool:
+        return self.starting is None and time.monotonic() >= self.rests_until
+
     def room(self) -> int:
-        started = self.starting is None
-        return IN_FLIGHT - len(self.running) if started and not self.solo else 0
+        return IN_FLIGHT - len(self.running) if self.may_work() and not self.solo else 0
 
 
 class RayExecutor:
@@ -155,8 +164,8 @@ class RayExecutor:
 
         While one waits to be alone nobody is given more, or no actor might ever become idle.
         """
-        started = [slot for slot in self._slots if slot.starting is None]
-        for slot in sorted(started, key=lambda slot: slot.failures):
+        able = [slot for slot in self._slots if slot.may_work()]
+        for slot in sorted(able, key=lambda slot: slot.failures + slot.refusals):
             if self._alone and not slot.running:
                 slot.solo = True
                 self._send(slot, self._alone.popleft())
@@ -229,12 +238,22 @@ class RayExecutor:
             self._images_done += _num_images(unit)
             self._seconds_done += max(0.0, now - slot.since)
         slot.since, slot.is_told_of = now, False
+        self._rest_if_refused(slot, outcome)
         has_failed = isinstance(outcome, Failed) and not outcome.storage and not outcome.unavailable
         slot.failures = slot.failures + 1 if has_failed else 0
         if has_failed and slot.failures % MAX_FAILED_UNITS == 0:
             log.warning("%d units in a row failed on %s; replaced", slot.failures, slot.machine)
             self._queue.extendleft(self._replace(slot, failures=slot.failures))
         return [outcome]
+
+    def _rest_if_refused(self, slot: _Slot, outcome: Outcome) -> None:
+        """Where no other can have its files either, it is nobody's disk: all of them go on."""
+        is_refused = isinstance(outcome, Failed) and outcome.unavailable
+        slot.refusals = slot.refusals + 1 if is_refused else 0
+        others = [other for other in self._slots if other is not slot and other.starting is None]
+        if is_refused and any(other.refusals == 0 for other in others):
+            pause = min(slot.refusals**2 * PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+            slot.rests_until = time.monotonic() + pause
 
     def _died(self, slot: _Slot, reason: str) -> list[Outcome]:
         units = self._replace(slot)

@@ -35,6 +35,11 @@ def run(tmp_path: Path) -> SmallRun:
     return SmallRun(tmp_path, num_images=8)
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.production.PAUSES_SECONDS", (0.0,))
+
+
 def units_of(run: SmallRun, per_shard: int = 4) -> list[ShardUnit]:
     rows = run.rows
     return [
@@ -232,7 +237,10 @@ def test_an_image_that_storage_refuses_is_given_up(
 def test_a_disk_that_was_away_for_less_than_the_round_costs_no_image(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken, outage = str(run.photo(run.rows[1])), 2 * WHOLE_ATTEMPTS + 4 * PATIENT.max_attempts
+    broken, outage = (
+        str(run.photo(run.rows[1])),
+        2 * (1 + WHOLE_ATTEMPTS) + 4 * PATIENT.max_attempts,
+    )
 
     def away(uri: str) -> bytes:
         nonlocal outage
@@ -362,12 +370,15 @@ def test_a_run_goes_on_with_the_parts_that_exist(run: SmallRun) -> None:
     assert [record.status for record in records_in(run, 0)] == [ImageStatus.OK] * 4
 
 
-def test_parts_that_all_exist_are_put_together_without_any_work(run: SmallRun) -> None:
+def test_parts_that_all_exist_are_put_together_without_any_work(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for part, row in enumerate(run.rows[:4]):
         unit = units_of(run)[0]
         alone = ShardUnit(**{**unit.__dict__, "part": part, "images": (row,)})
         assert run_unit(alone, run.context()) == Done(alone, True)
     executor = MortalExecutor(run.context(), lambda unit, _: unit.part is None)
+    monkeypatch.setattr(run.store, "exists", pytest.fail)  # one listing, not a look for each image
     assert make(run, executor, units_of(run)[:1]) == [0]
     assert [record.image_id for record in records_in(run, 0)] == [0, 1, 2, 3]
 
