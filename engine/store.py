@@ -24,9 +24,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pyarrow import fs as arrow_fs
 
@@ -41,6 +43,7 @@ READ_PAUSES_SECONDS = (0.5, 1.0)
 """After failed reads of a source's file; one more, and it counts as out of reach."""
 STORE_PAUSES_SECONDS = (1.0, 5.0, 25.0)
 """The same of requests that an object store has refused."""
+BUCKET_SCHEMES = ("gcs", "gs", "s3")
 Write = Callable[[BinaryIO], Any]
 Content = bytes | mmap
 T = TypeVar("T")
@@ -98,7 +101,7 @@ def open_store(uri: str) -> Store:
     if "://" not in uri:
         return LocalStore(Path(uri))
     try:
-        filesystem, root = arrow_fs.FileSystem.from_uri(uri)
+        filesystem, root = _found(uri)
     except (OSError, ValueError) as error:
         raise StorageError(
             f"cannot open {uri}: {error}; expected a path or a URI such as s3://bucket/run"
@@ -108,11 +111,27 @@ def open_store(uri: str) -> Store:
     return ObjectStore(filesystem, root, uri=uri)
 
 
+def _found(uri: str) -> tuple[Any, str]:
+    """The file system of a URI, and the path there."""
+    parts = urlsplit(uri)
+    if parts.scheme not in BUCKET_SCHEMES:
+        return cast(tuple[Any, str], arrow_fs.FileSystem.from_uri(uri))
+    filesystem, bucket = _bucket(urlunsplit(parts._replace(path="", fragment="")))
+    return filesystem, bucket + unquote(parts.path).rstrip("/")
+
+
+@lru_cache(maxsize=32)
+def _bucket(uri: str) -> tuple[Any, str]:
+    """A client and the name of a bucket. It is kept, since each new one connects anew, and asks its
+    machine for credentials: that costs more than an image."""
+    return cast(tuple[Any, str], arrow_fs.FileSystem.from_uri(uri))
+
+
 def read_uri(uri: str) -> bytes:
     """The bytes of one file, by local path or pyarrow.fs URI."""
     if "://" not in uri:
         return Path(uri).read_bytes()
-    filesystem, path = arrow_fs.FileSystem.from_uri(uri)
+    filesystem, path = _found(uri)
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
 
@@ -160,7 +179,7 @@ def has_siblings(uri: str) -> bool:
     try:
         if "://" not in uri:
             return any(Path(uri).parent.iterdir())
-        filesystem, path = arrow_fs.FileSystem.from_uri(uri)
+        filesystem, path = _found(uri)
         if isinstance(filesystem, arrow_fs.LocalFileSystem):
             return any(Path(path).parent.iterdir())
         folder = filesystem.get_file_info(path.rpartition("/")[0])  # in a bucket: of some key

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -473,3 +474,32 @@ def test_local_uris_and_paths_open_the_same_store(tmp_path: Path) -> None:
 def test_a_uri_that_nobody_understands_is_refused_with_what_was_expected() -> None:
     with pytest.raises(StorageError, match=r"cannot open gopher://x/y: .* expected a path"):
         open_store("gopher://x/y")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/run", "/run/", "/a%20b/%25.jpg"])
+@pytest.mark.parametrize("bucket", ["s3://bucket", "s3://key:se%2Fcret@bucket", "gs://bucket"])
+def test_a_path_in_a_bucket_is_found_as_pyarrow_does(bucket: str, path: str) -> None:
+    uri = f"{bucket}{path}" + ("?region=eu-west-1" if bucket.startswith("s3") else "")
+    store = open_store(uri)
+    assert isinstance(store, ObjectStore)
+    assert store.root == fs.FileSystem.from_uri(uri)[1]
+
+
+def test_all_files_of_a_bucket_are_read_through_one_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bucket").mkdir()
+    bucket, opened = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), []
+
+    def from_uri(uri: str) -> tuple[Any, str]:
+        opened.append(uri)
+        return bucket, "bucket"
+
+    fake = SimpleNamespace(FileSystem=SimpleNamespace(from_uri=from_uri))
+    monkeypatch.setattr("engine.store.arrow_fs", fake)
+    for number in range(3):
+        (tmp_path / f"bucket/{number} .jpg").write_bytes(bytes(number))
+        for region in ("one", "two"):
+            uri = f"s3://one-client/{number}%20.jpg?region={region}"
+            assert read_uri(uri) == bytes(number)
+    assert opened == ["s3://one-client?region=one", "s3://one-client?region=two"]
