@@ -313,14 +313,14 @@ class ObjectStore:
         return patiently(lambda: self.filesystem.open_input_file(f"{self.root}/{path}"), path)
 
     def exists(self, path: str) -> bool:
-        info = self.filesystem.get_file_info(f"{self.root}/{path}")
+        info = self._seen(lambda: self.filesystem.get_file_info(f"{self.root}/{path}"), path)
         return bool(info.type != arrow_fs.FileType.NotFound)
 
     def folders(self, path: str) -> list[str]:
-        return _folders(self.filesystem, self.root, path)
+        return self._seen(lambda: _folders(self.filesystem, self.root, path), path)
 
     def list(self, folder: str = "") -> list[StoredFile]:
-        return _list(self.filesystem, self.root, folder)
+        return self._seen(lambda: _list(self.filesystem, self.root, folder), folder)
 
     def publish(self, path: str, data: bytes) -> bool:
         if self.exists(path):
@@ -377,6 +377,10 @@ class ObjectStore:
 
     def sweep(self, older_than_seconds: float) -> int:
         return 0  # an unfinished PUT leaves no object
+
+    def _seen(self, look: Callable[[], T], path: str) -> T:
+        with _storage_errors(path or self.uri, "look for"):
+            return patiently(look, path)
 
     def _put(self, path: str, data: Content) -> None:
         """Upload all or nothing.

@@ -116,10 +116,10 @@ class ThrottledFiles:
 
     def __getattr__(self, name: str) -> Any:
         asked = getattr(self.files, name)
-        if name not in ("open_output_stream", "open_input_file"):
+        if name not in ("open_output_stream", "open_input_file", "get_file_info"):
             return asked
 
-        def throttled(path: str) -> Any:
+        def throttled(path: Any) -> Any:
             self.failures -= 1
             if self.failures >= 0:
                 raise OSError("AWS Error SLOW_DOWN: please reduce your request rate")
@@ -135,9 +135,15 @@ def test_what_a_throttled_object_store_refuses_is_asked_again(
     files, patience = ThrottledFiles(0), len(STORE_PAUSES_SECONDS)
     store = ObjectStore(files, str(tmp_path / "run"), uri="test://run")
     files.failures = patience
-    assert store.publish("file", b"content")
+    store.replace("folder/file", b"content")
     files.failures = patience
-    assert store.read("file") == b"content"
+    assert store.read("folder/file") == b"content"
+    for look in (store.exists, store.list, store.folders):
+        files.failures = patience
+        look("folder")
+        files.failures = patience + 1
+        with pytest.raises(StorageError, match="cannot look for other: AWS Error SLOW_DOWN"):
+            look("other")
     files.failures = patience + 1
     with pytest.raises(StorageError, match="cannot write other: AWS Error SLOW_DOWN"):
         store.replace("other", b"content")
