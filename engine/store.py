@@ -178,14 +178,19 @@ def has_siblings(uri: str) -> bool:
     """Whether anything can be seen in the folder of a file: not so where its disk is away."""
     try:
         if "://" not in uri:
-            return any(Path(uri).parent.iterdir())
+            return _holds_anything(Path(uri).parent)
         filesystem, path = _found(uri)
         if isinstance(filesystem, arrow_fs.LocalFileSystem):
-            return any(Path(path).parent.iterdir())
+            return _holds_anything(Path(path).parent)
         folder = filesystem.get_file_info(path.rpartition("/")[0])  # in a bucket: of some key
         return bool(folder.type != arrow_fs.FileType.NotFound)
     except OSError:
         return False
+
+
+def _holds_anything(folder: Path) -> bool:
+    with os.scandir(folder) as entries:  # reads no more of a large one than it must
+        return next(entries, None) is not None
 
 
 class LocalStore:

@@ -24,6 +24,7 @@ from engine.store import (
     LocalStore,
     ObjectStore,
     Store,
+    has_siblings,
     open_store,
     read_uri,
 )
@@ -509,3 +510,15 @@ def test_all_files_of_a_bucket_are_read_through_one_client(
             uri = f"s3://one-client/{number}%20.jpg?region={region}"
             assert read_uri(uri) == bytes(number)
     assert opened == ["s3://one-client?region=one", "s3://one-client?region=two"]
+
+
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_a_large_folder_is_not_listed_for_each_file_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_uri: bool
+) -> None:
+    missing = (tmp_path / "missing.jpg").as_uri() if as_uri else str(tmp_path / "missing.jpg")
+    monkeypatch.setattr(os, "listdir", pytest.fail)
+    assert not has_siblings(missing)
+    (tmp_path / "other.jpg").touch()
+    assert has_siblings(missing)
+    assert not has_siblings(f"{missing}/deeper.jpg")
