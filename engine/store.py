@@ -43,6 +43,8 @@ READ_PAUSES_SECONDS = (0.5, 1.0)
 """After failed reads of a source's file; one more, and it counts as out of reach."""
 STORE_PAUSES_SECONDS = (1.0, 5.0, 25.0)
 """The same of requests that an object store has refused."""
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems say that know no links."""
 BUCKET_SCHEMES = ("gcs", "gs", "s3")
 Write = Callable[[BinaryIO], Any]
 Content = bytes | mmap
@@ -468,7 +470,7 @@ def _link(staged: Path, final: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+        if error.errno not in NO_LINKS:
             raise StorageError(f"cannot publish {final}: {error.strerror}") from error
         # A file system without links (exFAT, some FUSE mounts): as weak as an object store.
         if final.exists():

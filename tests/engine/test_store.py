@@ -1,5 +1,6 @@
 """The contract of a store, on a disk and on an object store; then what a disk adds to it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -457,11 +458,12 @@ def test_a_file_where_a_folder_should_be_is_a_storage_error(disk: LocalStore) ->
         disk.publish("file/inner", b"")
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_a_file_system_without_links_still_refuses_a_second_writer(
-    disk: LocalStore, monkeypatch: pytest.MonkeyPatch
+    disk: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
     assert disk.publish("file", b"first")
