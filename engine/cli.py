@@ -226,24 +226,15 @@ def verify(folder: RunUri) -> int:
 
     Example: sa-engine verify runs/demo
     """
-    from engine.config import frozen_config
-    from engine.decoders import decoder_faults
-    from engine.manifest import broken_files
-    from engine.rounds import promoted_checkpoints
+    from engine.rounds import run_faults
     from engine.store import open_store
 
-    store = open_store(folder)
-    config = frozen_config(store)
-    broken = [
-        line
-        for index in range(len(config.rounds))
-        for line in broken_files(store, config.round_folder(index))
-    ]
-    broken += decoder_faults(store, promoted_checkpoints(store, config))
-    for line in broken:
+    found = 0
+    for line in run_faults(open_store(folder)):
+        found += 1
         out.print(line, markup=False, highlight=False)
-    out.print(f"{len(broken)} faults" if broken else "all shards, manifests and decoders are whole")
-    return 1 if broken else 0
+    out.print(f"{found} faults" if found else "all shards, manifests and decoders are whole")
+    return 1 if found else 0
 
 
 @app.command()

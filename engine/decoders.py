@@ -11,7 +11,7 @@ import onnx
 
 from engine import layout
 from engine.context import load_run_checkpoint
-from engine.errors import CorruptFileError, EngineError
+from engine.errors import CorruptFileError, EngineError, fault
 from engine.store import Store
 from model.checkpoint import Checkpoint, encoder_sha256
 from model.onnx_decoder import INPUTS, OUTPUTS, export_decoder
@@ -78,10 +78,10 @@ def decoder_faults(store: Store, checkpoints: Iterable[str]) -> Iterator[str]:
     for checkpoint in checkpoints:
         try:
             decoder = load_decoder(store, checkpoint)
-        except EngineError as error:
-            yield str(error)
+            label = load_run_checkpoint(store, checkpoint).label
+        except (EngineError, OSError) as error:
+            yield fault(checkpoint, error)
             continue
-        label = load_run_checkpoint(store, checkpoint).label
         if decoder.checkpoint != label:
             path = layout.decoder_path(checkpoint)
             yield f"{path}: made of {decoder.checkpoint}, the checkpoint is {label}; delete it"

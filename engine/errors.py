@@ -52,3 +52,9 @@ class UnavailableImageError(ImageError):
 
     def __str__(self) -> str:
         return f"{self.uri} cannot be read: {self.reason}"
+
+
+def fault(path: str, error: Exception) -> str:
+    """One line that names the file, or its folder."""
+    line = " ".join(str(error).split())
+    return line if path in line else f"{path}: {line}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from engine import layout
-from engine.errors import ConfigError, CorruptFileError, EngineError
+from engine.errors import ConfigError, CorruptFileError, EngineError, fault
 from engine.shards import ShardHeader, read_footer, read_records
 from engine.stats import Stats
 from engine.store import Store
@@ -160,21 +160,24 @@ def load_manifest(store: Store, folder: str) -> RoundManifest:
 
 def broken_files(store: Store, folder: str) -> Iterator[str]:
     """One line for each thing in a round's folder that is not what it should be."""
-    if not store.exists(layout.plan_path(folder)):
-        return
+    shards = layout.shards_folder(folder)
     try:
+        if not store.exists(layout.plan_path(folder)):
+            return
         plan = load_plan(store, folder)
         sealed = store.exists(layout.manifest_path(folder))
         manifest = load_manifest(store, folder) if sealed else None
-    except CorruptFileError as error:
-        yield str(error)
+        existing = published_shards(store, shards)
+    except (EngineError, OSError) as error:
+        yield fault(folder, error)
         return
-    shards = layout.shards_folder(folder)
-    existing = published_shards(store, shards)
     for shard in range(plan.num_shards):
         path = layout.shard_path(shards, shard)
         if shard in existing:
-            yield from _faults(store, path, plan, shard, manifest)
+            try:
+                yield from _faults(store, path, plan, shard, manifest)
+            except (EngineError, OSError) as error:
+                yield fault(path, error)
         elif manifest is not None:
             yield f"{path}: missing from a sealed round"
     for shard in sorted(existing - set(range(plan.num_shards))):
@@ -184,12 +187,8 @@ def broken_files(store: Store, folder: str) -> Iterator[str]:
 def _faults(
     store: Store, path: str, plan: RoundPlan, shard: int, manifest: RoundManifest | None
 ) -> Iterator[str]:
-    try:
-        footer = read_footer(store, path)
-        records = list(read_records(store, path))
-    except CorruptFileError as error:
-        yield str(error)
-        return
+    footer = read_footer(store, path)
+    records = list(read_records(store, path))
     if [record.image_id for record in records] != plan.shard(shard).tolist():
         yield f"{path}: its images are not those of the plan"
     planned = ShardHeader(shard=shard, **plan.header.model_dump())
@@ -221,7 +220,10 @@ def _describe_all(
 
 def _describe(store: Store, path: str) -> tuple[ShardManifest, Stats]:
     data = store.read(path)
-    footer = read_footer(store, path)
+    try:
+        footer = read_footer(store, path)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error}; delete it and run the same command again") from error
     described = ShardManifest(
         path=path,
         sha256=hashlib.sha256(data).hexdigest(),

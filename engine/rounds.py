@@ -6,6 +6,7 @@ therefore no mode of its own: the same calls find the finished steps finished.
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,14 +25,15 @@ from engine.config import (
 from engine.context import load_run_checkpoint
 from engine.corpus import Corpus
 from engine.database import public_url
-from engine.decoders import ensure_decoder
-from engine.errors import ConfigError, CorruptFileError, EngineError
+from engine.decoders import decoder_faults, ensure_decoder
+from engine.errors import ConfigError, CorruptFileError, EngineError, fault
 from engine.leftovers import remove_leftovers
 from engine.machines import LocalMachines, Machines
 from engine.manifest import (
     PlanHeader,
     RoundManifest,
     RoundPlan,
+    broken_files,
     freeze_plan,
     load_plan,
     published_shards,
@@ -344,6 +346,20 @@ def promoted_checkpoints(store: Store, config: EngineConfig) -> list[str]:
     folders = (config.round_folder(index) for index in range(len(config.rounds)))
     outcomes = (load_outcome(store, folder) for folder in folders)
     return [o.promoted for o in outcomes if o is not None and o.promoted is not None]
+
+
+def run_faults(store: Store) -> Iterator[str]:
+    """One line for each thing in a run that is not what it should be; what cannot be read is one,
+    and ends nothing."""
+    config = frozen_config(store)
+    for index in range(len(config.rounds)):
+        yield from broken_files(store, config.round_folder(index))
+    try:
+        promoted = promoted_checkpoints(store, config)
+    except (EngineError, OSError) as error:
+        yield fault(layout.ROUNDS, error)
+    else:
+        yield from decoder_faults(store, promoted)
 
 
 def load_start(store: Store) -> RoundOutcome | None:

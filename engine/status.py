@@ -1,5 +1,6 @@
 """How far a run is: read from its folder, whoever works on it and wherever."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,6 +16,7 @@ from engine.config import EngineConfig, frozen_config
 from engine.corpus import CORPUS, Corpus
 from engine.database import require_file
 from engine.effort import Agreement, agreement_by_author
+from engine.errors import EngineError
 from engine.manifest import load_manifest, load_plan
 from engine.rounds import load_outcome
 from engine.run import open_queue
@@ -24,6 +26,8 @@ from engine.store import LocalStore, Store, StoredFile
 from engine.task_tables import TaskKind
 from engine.tasks import TaskCounts, TaskQueue
 from stages.records import ImageStatus, StageName
+
+log = logging.getLogger(__name__)
 
 NO_TASKS = TaskCounts()
 READERS = 16
@@ -171,22 +175,40 @@ def _round_status(store: Store, config: EngineConfig, index: int) -> RoundStatus
         num_images=len(plan.image_ids),
         shards_done=len(shards),
         shards_left=left,
-        stats=_stats(store, folder, shards),
+        stats=_stats(store, index, folder, shards),
         seconds_per_shard=_seconds_per_shard(shards),
     )
 
 
-def _stats(store: Store, folder: str, shards: Sequence[StoredFile]) -> Stats:
-    """Of a sealed round its manifest's; otherwise of every footer."""
+def _stats(store: Store, index: int, folder: str, shards: Sequence[StoredFile]) -> Stats:
+    """Of a sealed round its manifest's; otherwise of every footer that can be read."""
     if store.exists(layout.manifest_path(folder)):
         return load_manifest(store, folder).stats
 
-    def total(start: int) -> Stats:
-        files = shards[start : start + FOOTERS_AT_ONCE]
-        return Stats.total(read_footer(store, file.path).stats for file in files)
+    def total(start: int) -> tuple[Stats, int]:
+        found = [_stats_of(store, file.path) for file in shards[start : start + FOOTERS_AT_ONCE]]
+        return Stats.total(stats for stats in found if stats is not None), found.count(None)
 
+    all_stats, unreadable = Stats(), 0
     with ThreadPoolExecutor(READERS) as pool:
-        return Stats.total(pool.map(total, range(0, len(shards), FOOTERS_AT_ONCE)))
+        for stats, failed in pool.map(total, range(0, len(shards), FOOTERS_AT_ONCE)):
+            all_stats += stats
+            unreadable += failed
+    if unreadable:
+        log.warning(
+            "round %d: shards that cannot be read, and are not counted: %d; sa-engine verify "
+            "names them",
+            index,
+            unreadable,
+        )
+    return all_stats
+
+
+def _stats_of(store: Store, path: str) -> Stats | None:
+    try:
+        return read_footer(store, path).stats
+    except (EngineError, OSError):
+        return None
 
 
 def _seconds_per_shard(done: Sequence[StoredFile]) -> float | None:

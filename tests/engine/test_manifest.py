@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from weakref import ref
@@ -19,7 +20,7 @@ from engine.manifest import (
     published_shards,
     seal,
 )
-from engine.shards import ShardHeader, publish_shard
+from engine.shards import ShardFooter, ShardHeader, publish_shard, read_footer
 from engine.stats import Stats
 from engine.store import LocalStore, Store
 from records import image_record
@@ -180,7 +181,7 @@ def test_a_round_with_missing_shards_cannot_be_sealed(store: LocalStore) -> None
 
 def test_a_damaged_shard_cannot_be_sealed(store: LocalStore, made: RoundPlan) -> None:
     cut(store, 1)
-    with pytest.raises(CorruptFileError, match="shard-000001"):
+    with pytest.raises(CorruptFileError, match=r"shard-000001.*; delete it and run the same"):
         seal(store, FOLDER, made)
     assert not store.exists(layout.manifest_path(FOLDER))
 
@@ -224,6 +225,24 @@ def test_a_cut_shard_is_found(store: LocalStore, made: RoundPlan, sealed: bool) 
     (line,) = broken_files(store, FOLDER)
     assert "shard-000001.parquet is damaged" in line
     assert "\n" not in line
+
+
+def test_a_shard_that_cannot_be_read_hides_no_other_fault(
+    store: LocalStore, made: RoundPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: Store, path: str) -> ShardFooter:
+        if path.endswith("0.parquet"):
+            raise OSError(errno.EIO, "Input/output error")
+        if path.endswith("1.parquet"):
+            raise EngineError(f"{path} has format 9, this program reads up to 2")
+        return read_footer(store, path)
+
+    cut(store, 2)
+    monkeypatch.setattr(engine.manifest, "read_footer", refuse)
+    first, second, third = broken_files(store, FOLDER)
+    assert first == f"{layout.shard_path(SHARDS, 0)}: [Errno 5] Input/output error"
+    assert "has format 9" in second
+    assert "shard-000002.parquet is damaged" in third
 
 
 def test_swapped_shards_are_found(store: LocalStore, made: RoundPlan) -> None:

@@ -10,6 +10,7 @@ import pytest
 from engine import layout, status
 from engine.config import follow_execution, freeze_config
 from engine.manifest import PlanHeader, RoundPlan, freeze_plan, load_manifest
+from engine.rounds import run_faults
 from engine.shards import ShardFooter, ShardHeader, publish_shard, read_footer
 from engine.status import run_status, with_tasks
 from engine.store import Store
@@ -94,6 +95,19 @@ def test_footers_of_an_unsealed_round_are_read_by_several_threads(
     assert (told.state, told.shards_done, told.shards_left) == ("working", num_shards, 1)
     assert told.stats.num_images == num_shards
     assert 1 < len(readers) <= status.READERS
+
+
+def test_a_shard_that_is_damaged_is_left_out_and_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = TinyRun(tmp_path, [AUTOMATIC], num_images=1)
+    publish_shards(run, 3)
+    shards = layout.shards_folder(run.config.round_folder(0))
+    (run.store.root / layout.shard_path(shards, 1)).write_bytes(b"nonsense")
+    (told,) = run_status(run.store)
+    assert (told.shards_done, told.stats.num_images) == (3, 2)
+    assert "round 0: shards that cannot be read, and are not counted: 1; " in caplog.text
+    assert len(list(run_faults(run.store))) == 1
 
 
 def publish_shards(run: TinyRun, num_shards: int) -> None:
