@@ -98,7 +98,7 @@ def read_coco(uri: str) -> CocoFile:
         raise CorruptFileError(f"{uri}: 'annotations' is not a list")
     homeless = 0
     for raw in content["annotations"]:
-        if isinstance(raw, dict) and (home := str(raw.get("image_id"))) in annotations:
+        if isinstance(raw, dict) and (home := _id(raw.get("image_id"))) in annotations:
             annotations[home].append(raw)
         else:
             homeless += 1
@@ -142,12 +142,17 @@ def _image(uri: str, index: int, raw: Any) -> CocoImage:
     size = raw.get("height"), raw.get("width")
     has_size = all(isinstance(side, int) and side > 0 for side in size)
     return CocoImage(
-        id=str(raw["id"]),
+        id=_id(raw["id"]),
         # A lone surrogate, which JSON can hold and UTF-8 cannot, names no file anyway.
         file_name=raw["file_name"].encode("utf-8", "replace").decode(),
         split=str(raw.get("split") or ""),
         size_hw=size if has_size else None,  # type: ignore[arg-type]  # both are int, just checked
     )
+
+
+def _id(value: Any) -> str:
+    """A table that had gaps has written its whole numbers as 7.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _from_polygons(polygons: Sequence[Any], size_hw: tuple[int, int]) -> Rle:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from engine.coco import CocoMask, MaskDrop, RefusedAnnotationError, read_coco, read_mask
+from engine.coco import CocoFile, CocoMask, MaskDrop, RefusedAnnotationError, read_coco, read_mask
 from engine.corpus import Corpus, CorpusRow
 from engine.errors import ConfigError
 from engine.images import turn_upright
@@ -167,6 +167,23 @@ def _rows(source: CocoSource, corpus: Corpus, counts: Counter[str]) -> Iterator[
             except RefusedAnnotationError as error:
                 counts[error.drop] += 1
         yield _row(image, masks)
+    _refuse_if_nothing_is_kept(source, content, counts)
+
+
+def _refuse_if_nothing_is_kept(source: CocoSource, content: CocoFile, counts: Counter[str]) -> None:
+    """Annotations of which none was kept are a mistake, unless their images are at fault."""
+    tried = counts.total() - counts[MaskDrop.UNKNOWN_IMAGE] - counts[MaskDrop.IMAGE_NOT_USABLE]
+    all_homeless = content.num_homeless and not any((content.annotations or {}).values())
+    if not counts["kept"] and (tried or all_homeless):
+        raise ConfigError(
+            f"source {source.name}: no annotation of {source.annotations} became a mask: "
+            f"{told_counts(counts)}; mend it, or give its images as a folder"
+        )
+
+
+def told_counts(counts: Counter[str]) -> str:
+    refused = sorted((+counts - Counter({"kept": counts["kept"]})).items())
+    return ", ".join([f"{counts['kept']} kept", *(f"{count} {drop}" for drop, count in refused)])
 
 
 def _images_of(source: str, corpus: Corpus) -> Iterator[_AnnotatedImage]:

@@ -26,7 +26,7 @@ from engine.database import sqlite_url
 from engine.errors import ConfigError, StorageError
 from engine.evaluation import evaluate, held_out_rows
 from engine.executor import Done, Executor, LocalExecutor, Outcome, run_all
-from engine.ground_truth import GroundTruth, build_ground_truth
+from engine.ground_truth import GroundTruth, build_ground_truth, told_counts
 from engine.machines import Machines
 from engine.progress import Progress
 from engine.store import LocalStore, Store
@@ -89,6 +89,9 @@ def open_run(
         f"corpus: {len(corpus)} images, {len(corpus.select(split='held_out'))} held out, "
         f"{len(corpus) - len(corpus.select())} unusable, {len(truth.image_ids)} with ground truth"
     )
+    for source, counts in truth.counts.items():
+        if counts["kept"] < counts.total():
+            progress.say(f"annotations of {source}: {told_counts(counts)}")
     return Run(store, config, corpus, truth, progress, machines)
 
 

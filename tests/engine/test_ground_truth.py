@@ -118,6 +118,36 @@ def test_a_coco_file_without_annotations_is_no_ground_truth(coco, store):
     assert 0 not in truth
 
 
+def test_ids_that_a_table_has_made_floats_name_the_same_images(coco, store):
+    for image_id in (7, 8.0):
+        coco.image(image_id, seed=int(image_id))
+    for image_id in (7.0, 8, 8.5):
+        coco.annotation(image_id, box(0, 3, 0, 3))
+    truth, _ = build(store, coco.source())
+    assert [len(truth.masks(image_id)) for image_id in (0, 1)] == [1, 1]
+    assert truth.counts["set"] == {"kept": 2, "unknown_image": 1}
+
+
+@pytest.mark.parametrize("home", [1, 99])
+def test_annotations_of_which_none_is_kept_are_refused_with_the_reasons(coco, store, home):
+    coco.image(1)
+    coco.annotation(home, box(0, 3, 0, 3, (H + 1, W)))
+    reason = "1 size_mismatch" if home == 1 else "1 unknown_image"
+    with pytest.raises(ConfigError, match=rf"source set: .*instances\.json .*: 0 kept, {reason}; "):
+        build(store, coco.source())
+    assert not store.exists(GROUND_TRUTH)
+
+
+def test_annotations_of_images_that_cannot_be_used_may_all_be_refused(coco, store):
+    coco.image(1)
+    coco.image(2)
+    (coco.folder / "images" / "1.png").write_bytes(b"")
+    coco.annotation(1, box(0, 3, 0, 3))
+    coco.annotation(99, box(0, 3, 0, 3))
+    truth, _ = build(store, coco.source())
+    assert truth.counts["set"] == {"image_not_usable": 1, "unknown_image": 1}
+
+
 def test_crowds_are_kept_with_their_flag_and_left_out_of_the_objects(coco, store):
     coco.image(1)
     coco.annotation(1, box(0, 9, 0, 9), iscrowd=1)

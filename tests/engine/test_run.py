@@ -1,5 +1,7 @@
 """Images that cannot be scanned, and what becomes of the others."""
 
+import json
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -7,12 +9,14 @@ import pytest
 from rich.console import Console
 
 import engine.corpus
+from engine.config import EngineConfig
 from engine.corpus import CORPUS, CorpusRow, scan_part
 from engine.errors import EngineError
 from engine.images import ImageLimits, Pixels, read_pixels
 from engine.machines import LocalMachines
 from engine.progress import Progress
 from engine.run import open_run
+from runs import SmallRun
 from stages.records import ImageStatus
 from tiny_runs import AUTOMATIC, TinyRun
 
@@ -77,3 +81,24 @@ def test_machines_on_which_nothing_can_be_scanned_end_the_scan_early_and_name_an
 
     monkeypatch.undo()
     assert all(row.status is ImageStatus.OK for row in scanned(run))
+
+
+def test_a_run_says_which_annotations_it_refused(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, num_images=2)
+    path = Path(run.source.annotations)
+    content = json.loads(path.read_text())
+    content["annotations"] += [{"image_id": 9}, {"image_id": 0, "segmentation": "rubbish"}]
+    path.write_text(json.dumps(content))
+    shutil.rmtree(run.store.root)
+    automatic = {"stage": "fully_automatic", "source": "photos"}
+    config = EngineConfig.model_validate(
+        {
+            "checkpoint": "sa-tiny",
+            "sources": [run.source],
+            "rounds": [automatic],
+            "execution": {"executor": "local"},
+        }
+    )
+    said = StringIO()
+    open_run(run.store, config, Progress(Console(file=said, width=200)), LocalMachines())
+    assert "annotations of photos: 2 kept, 1 malformed, 1 unknown_image" in said.getvalue()
