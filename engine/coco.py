@@ -25,6 +25,10 @@ from stages.rle import (
 )
 
 MAX_FRAME = 2**31 - 1  # pycocotools counts pixels in 32 bits
+MAX_VOTES = 2**31 - 1
+MAX_EDGES = 100
+"""Of all edges of a mask's polygons together, in heights and widths of the image. The rasteriser
+takes 40 bytes for each of their pixels: 10 MB for an intricate outline, gigabytes for scribbles."""
 
 
 class MaskDrop(StrEnum):
@@ -132,7 +136,7 @@ def read_mask(annotation: dict[str, Any], size_hw: tuple[int, int] | None) -> Co
         segmentation=rle,
         area=area,
         iscrowd=bool(annotation.get("iscrowd")),
-        votes=votes if isinstance(votes, int) else None,
+        votes=votes if type(votes) is int and abs(votes) <= MAX_VOTES else None,
     )
 
 
@@ -143,16 +147,20 @@ def _image(uri: str, index: int, raw: Any) -> CocoImage:
     has_size = all(isinstance(side, int) and side > 0 for side in size)
     return CocoImage(
         id=_id(raw["id"]),
-        # A lone surrogate, which JSON can hold and UTF-8 cannot, names no file anyway.
-        file_name=raw["file_name"].encode("utf-8", "replace").decode(),
-        split=str(raw.get("split") or ""),
+        file_name=_text(raw["file_name"]),
+        split=_text(str(raw.get("split") or "")),
         size_hw=size if has_size else None,  # type: ignore[arg-type]  # both are int, just checked
     )
 
 
 def _id(value: Any) -> str:
     """A table that had gaps has written its whole numbers as 7.0."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return _text(str(int(value) if isinstance(value, float) and value.is_integer() else value))
+
+
+def _text(value: str) -> str:
+    """Without lone surrogates, which JSON can hold and UTF-8 cannot: they name no file anyway."""
+    return value.encode("utf-8", "replace").decode()
 
 
 def _from_polygons(polygons: Sequence[Any], size_hw: tuple[int, int]) -> Rle:
@@ -166,7 +174,16 @@ def _from_polygons(polygons: Sequence[Any], size_hw: tuple[int, int]) -> Rle:
             raise ValueError(f"a polygon leaves its image of {width} x {height}")
     if not polygons:
         raise ValueError("no polygon")
+    if sum(map(_edges, polygons)) > MAX_EDGES * (height + width):
+        raise ValueError(f"a scribble on an image of {width} x {height}")
     return rle_from_polygons(polygons, height, width)
+
+
+def _edges(polygon: Sequence[float]) -> float:
+    """Pixels on the way around."""
+    corners = list(zip(polygon[::2], polygon[1::2], strict=True))
+    edges = zip(corners, [*corners[1:], corners[0]], strict=True)
+    return sum(max(abs(x1 - x0), abs(y1 - y0)) for (x0, y0), (x1, y1) in edges)
 
 
 def _from_rle(segmentation: Any) -> Rle:

@@ -155,6 +155,11 @@ def _rows(source: CocoSource, corpus: Corpus, counts: Counter[str]) -> Iterator[
         if not image.usable:
             counts[MaskDrop.IMAGE_NOT_USABLE] += len(annotations)
             continue
+        if image.source_id not in sizes:
+            raise ConfigError(
+                f"source {source.name}: {source.annotations} names no image {image.source_id!r} "
+                "any more, as it did when the corpus was recorded; restore it or start a new run"
+            )
         frame: tuple[int, int] | None = sizes[image.source_id] or image.size_hw
         if frame not in (image.size_hw, image.size_hw[::-1]):
             frame = None  # its polygons are of another image, and may be of any size

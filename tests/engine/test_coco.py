@@ -106,6 +106,21 @@ def test_rubbish_is_refused_as_malformed(segmentation):
     assert refused(segmentation) == "malformed"
 
 
+def test_a_scribble_is_refused_undrawn_and_an_intricate_outline_is_not():
+    across = [[x, 0, x, 20] if x % 2 else [x, 20, x, 0] for x in range(30)]
+    comb = [number for edge in across for number in edge]
+    assert read_mask({"segmentation": [comb, comb]}, SIZE).area > 0
+    scribble = [number for n in range(1000) for number in (60 if n % 2 else -60, n % 20)]
+    assert refused([scribble]) == "malformed"
+    assert refused([comb] * 10) == "malformed"
+
+
+@pytest.mark.parametrize("votes", [True, 3_000_000_000, 2.5, "many"])
+def test_votes_that_count_nothing_are_not_taken(votes):
+    square = [[2, 3, 8, 3, 8, 9, 2, 9]]
+    assert read_mask({"segmentation": square, "votes": votes}, SIZE).votes is None
+
+
 def test_counts_of_another_size_are_refused():
     assert refused({**compressed(blob()), "size": [20, 31]}) == "malformed"
     assert refused({**compressed(blob()), "size": [10, 30]}) == "malformed"

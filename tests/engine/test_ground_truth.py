@@ -118,6 +118,25 @@ def test_a_coco_file_without_annotations_is_no_ground_truth(coco, store):
     assert 0 not in truth
 
 
+def test_text_that_cannot_be_stored_costs_nothing_else(coco, store):
+    coco.image(1, split="\ud800")
+    coco.images[0]["id"] = "\ud800"
+    coco.annotation("\ud800", box(0, 3, 0, 3), votes=3_000_000_000)
+    truth, _ = build(store, coco.source())
+    assert truth.counts["set"] == {"kept": 1}
+
+
+def test_a_file_that_was_replaced_since_the_corpus_was_recorded_is_refused(coco, store):
+    coco.image(1)
+    coco.image(2)
+    source = coco.source()
+    corpus = build_corpus(store, [source], CorpusConfig())
+    del coco.images[1]
+    coco.source()
+    with pytest.raises(ConfigError, match="names no image '2' any more"):
+        build_ground_truth(store, [source], corpus)
+
+
 def test_ids_that_a_table_has_made_floats_name_the_same_images(coco, store):
     for image_id in (7, 8.0):
         coco.image(image_id, seed=int(image_id))
