@@ -215,9 +215,23 @@ def load_config(path: str) -> EngineConfig:
     return parse_config(text, path)
 
 
+class _EveryKeyOnce(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """YAML wants it so; PyYAML takes the last in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"{name} is given in line {lines[name]} and in line {line}")
+            lines[name] = line
+        return node
+
+
 def parse_config(text: str, name: str) -> EngineConfig:
     try:
-        given = yaml.safe_load(text)
+        given = yaml.load(text, _EveryKeyOnce)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):

@@ -169,6 +169,21 @@ def test_what_is_no_yaml_is_refused(text: str) -> None:
     assert "is not YAML" in refusal(text)
 
 
+def test_a_key_that_is_given_twice_is_refused_with_both_lines() -> None:
+    twice = "execution: {workers: 2}\nseed: 1\nexecution: {gpus_per_worker: 1}\n"
+    assert "execution is given in line 1 and in line 3" in refusal(twice + MINIMAL)
+    nested = MINIMAL + "execution: {workers: 2, workers: 3}\n"
+    assert "workers is given in line 8 and in line 8" in refusal(nested)
+
+
+def test_a_key_may_replace_that_of_an_anchor() -> None:
+    merging = (
+        MINIMAL.replace("- {stage: assisted_manual,", "- &first {stage: assisted_manual,")
+        + "  - {<<: *first, images: 7}\n"
+    )
+    assert [r.images for r in parse_config(merging, "run.yaml").rounds] == [5, None, 7]
+
+
 @pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- a\n- b", "list"), ("7", "int")])
 def test_yaml_that_is_no_mapping_is_refused(text: str, kind: str) -> None:
     assert f"holds {kind}, expected a mapping" in refusal(text)
