@@ -15,6 +15,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -94,7 +95,8 @@ class ExecutionConfig(Record):
     train_workers: PositiveInt = 1
     train_threads: PositiveInt = 2
     tasks_url: str | None = None
-    """SQLAlchemy URL of the annotation queue; None: SQLite in the run's folder."""
+    """SQLAlchemy URL of the annotation queue, of SQLite with an absolute path; None: SQLite in the
+    run's folder."""
     lease_seconds: PositiveFloat = 60.0
     """Of a task that the simulated annotator works on, renewed while it does: so long a task of a
     killed run waits until it is worked on again."""
@@ -104,6 +106,17 @@ class ExecutionConfig(Record):
     max_given_up: float = Field(default=0.1, ge=0, le=1)
     """Share of a round's images (but at least three) that may be given up before the run stops;
     of the images of an evaluation, the share (of few images: none) that figures may do without."""
+
+    @field_validator("tasks_url")
+    @classmethod
+    def _is_one_queue_from_everywhere(cls, url: str | None) -> str | None:
+        backend, _, place = (url or "").partition("://")
+        if backend.startswith("sqlite") and not place.startswith("//"):
+            raise ValueError(
+                "expected an absolute path, as in sqlite:////mnt/disk/tasks.sqlite: any other is "
+                "another database in every working directory"
+            )
+        return url
 
     @property
     def device(self) -> str:

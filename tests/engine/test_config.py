@@ -169,6 +169,21 @@ def test_what_is_no_yaml_is_refused(text: str) -> None:
     assert "is not YAML" in refusal(text)
 
 
+@pytest.mark.parametrize("place", ["", "/", "/tasks.sqlite", "/:memory:", "/runs/../tasks.sqlite"])
+@pytest.mark.parametrize("backend", ["sqlite", "sqlite+pysqlite"])
+def test_a_queue_that_is_another_in_every_folder_is_refused(backend: str, place: str) -> None:
+    message = refusal(MINIMAL + f"execution: {{tasks_url: '{backend}://{place}'}}")
+    assert "execution.tasks_url: " in message
+    assert "expected an absolute path, as in sqlite:////mnt" in message
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////mnt/tasks.sqlite", "postgresql+psycopg://ann@db/tasks"]
+)
+def test_a_queue_that_is_the_same_from_everywhere_is_taken(url: str) -> None:
+    assert changed(execution={"tasks_url": url}).execution.tasks_url == url
+
+
 def test_a_key_that_is_given_twice_is_refused_with_both_lines() -> None:
     twice = "execution: {workers: 2}\nseed: 1\nexecution: {gpus_per_worker: 1}\n"
     assert "execution is given in line 1 and in line 3" in refusal(twice + MINIMAL)
