@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +130,16 @@ def _advice(output: StageOutput) -> str:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """Images of one name in two folders must not overwrite each other's masks."""
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    return [f"{name}-{i}" if name in repeated else name for i, name in enumerate(names)]
+    times = Counter(names)
+    taken = {name for name in names if times[name] == 1}
+    distinct: list[str] = []
+    for i, name in enumerate(names):
+        if times[name] > 1:
+            numbered = (f"{name}-{number}" for number in count(i))
+            name = next(new for new in numbered if new not in taken)
+            taken.add(name)
+        distinct.append(name)
+    return distinct
 
 
 def _read(uri: str) -> bytes:

@@ -109,3 +109,14 @@ def test_images_that_are_none_cost_the_exit_status_and_nothing_of_their_neighbou
     assert "noise.png: " in told.out
     assert "1 of 2 images could not be read" in told.err
     assert sorted(path.name for path in out.iterdir()) == ["photo.json", "photo.png"]
+
+
+def test_images_of_one_name_have_files_of_their_own(photo: str, tmp_path: Path) -> None:
+    images = [tmp_path / name for name in ("one/a.png", "two/a.png", "two/a-0.png")]
+    for image in images:
+        image.parent.mkdir(exist_ok=True)
+        image.write_bytes(Path(photo).read_bytes())
+    checkpoint, out = save_tiny_sam(str(tmp_path / "tiny")), tmp_path / "masks"
+    uris = [str(image) for image in images]
+    assert len(list(generate_masks(uris, checkpoint, out, settings=("points_per_side=1",)))) == 3
+    assert sorted(path.stem for path in out.glob("*.json")) == ["a-0", "a-1", "a-2"]
