@@ -28,7 +28,7 @@ from engine.images import MAX_JPEG_SIDE, Pixels
 from engine.manifest import load_manifest
 from engine.run import run_id
 from engine.shards import read_records
-from engine.store import Store
+from engine.store import STAGED_LIVE_SECONDS, Store
 from stages.records import ImageRecord, ImageStatus, MaskRecord, Record, Rle, StageName
 
 ORIGIN = "exported_from"
@@ -122,6 +122,7 @@ def export_run(run: Store, out: Store, form: str, stage: StageName | None = None
             f"{run.uri} has no sealed round to export; see sa-engine status {run.uri}"
         )
     _claim(out, Origin(run=run_id(run) or run.uri, format=ExportFormat(form), stage=stage))
+    out.sweep(STAGED_LIVE_SECONDS)
     spec = WorkerSpec(run.uri, "", limits=config.corpus.limits, work_size=config.work_size)
     context, corpus = WorkerContext(spec), Corpus(run)
     records = (

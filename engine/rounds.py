@@ -42,7 +42,7 @@ from engine.manifest import (
 from engine.progress import Progress
 from engine.run import Run, evaluate_checkpoint, held_out, open_queue, open_run
 from engine.stage_work import annotate_automatically, annotate_with_tasks, sealed_folders
-from engine.store import Store
+from engine.store import STAGED_LIVE_SECONDS, Store
 from engine.training import RetrainingJob
 from model.checkpoint import Lineage, save_checkpoint
 from model.click_scorer import click_scorer_sha256
@@ -52,9 +52,6 @@ from stages.evaluation import Evaluation
 from stages.records import Record, StageName
 
 log = logging.getLogger(__name__)
-
-STAGED_FILES_LIVE_SECONDS = 3600.0
-"""Older strays of killed writers are swept when a run starts."""
 
 
 class RoundOutcome(Record):
@@ -94,7 +91,7 @@ def run_rounds(
     freeze_config(store, config)
     _check_queue(store, config)
     follow_execution(store, config)
-    if swept := store.sweep(STAGED_FILES_LIVE_SECONDS):
+    if swept := store.sweep(STAGED_LIVE_SECONDS):
         log.info("swept %d files that killed writers left", swept)
     run = open_run(store, config, progress, machines)
     _check_images(run)

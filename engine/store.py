@@ -37,6 +37,8 @@ from engine.errors import StorageError
 log = logging.getLogger(__name__)
 
 STAGED_SUFFIX = ".staged"
+STAGED_LIVE_SECONDS = 3600.0
+"""Older strays of killed writers are swept when a run or an export starts."""
 COMPLETE = ".complete"
 """Last file of a folder in an object store."""
 READ_PAUSES_SECONDS = (0.5, 1.0)

@@ -1,4 +1,5 @@
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from engine.images import Pixels, WorkSize
 from engine.manifest import PlanHeader, RoundPlan, freeze_plan, seal
 from engine.shards import ShardHeader, publish_shard
 from engine.sources import FolderSource
-from engine.store import LocalStore
+from engine.store import STAGED_SUFFIX, LocalStore
 from stages.records import (
     ImageRecord,
     ImageStatus,
@@ -366,11 +367,16 @@ def test_an_export_that_was_killed_is_gone_on_with_by_its_own_run_alone(
     list(export_run(run, out, form))
     whole = content(out)
     forget(out, "exported_from", first_image)
+    half = out.root / f".instances.json.0123{STAGED_SUFFIX}"
+    half.touch()
+    os.utime(half, (0, 0))
     with pytest.raises(EngineError, match=r"is of another export: .* and this one is .*;"):
         list(export_run(other, out, form))
     assert sorted(content(out)) == ["exported_from", first_image]
+    assert half.exists()
     list(export_run(run, out, form))
     assert content(out) == whole
+    assert not half.exists()
 
 
 def test_a_folder_is_of_one_format_and_of_one_choice_of_stages(
