@@ -107,6 +107,7 @@ def test_format_page_lists_every_file_of_a_run_and_no_other(run_folder: Path) ->
     # reports are the command line's.
     others = {
         "rounds/ROUND-STAGE/shards-alone/",
+        "rounds/ROUND-STAGE/proposals-alone/",
         "sources/NAME/",
         "training/NAME/",
         "report/NAME.png",
