@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 # Three workers for two cores, since tests wait a lot. Files in their order: those that take longest
 # come first, or one worker would do the last alone.
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n 3 --no-loadscope-reorder
 	$(call without_node,the annotation page and the tests of it in a browser are left out)
 
 lint: $(VENV)/installed-dev

@@ -6,8 +6,9 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -30,20 +31,29 @@ settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Groups(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid.split("::")[0])
+
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says what several workers do not share: what needs Ray is one worker's, and begun first; so
-    are the browser's tests, whose rounds are made once, and every other file."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _group(item) != "ray")
+    items.sort(key=lambda item: _group(item.nodeid.split("::")[0]) != "ray")  # they take longest
 
 
-def _group(item: pytest.Item) -> str:
-    if item.get_closest_marker("ray") is not None:
+@cache
+def _group(file: str) -> str:
+    """What one worker does: all that needs Ray, of which there is one; all that is done in a
+    browser, whose rounds are made once; and any other file."""
+    path = Path(__file__).parents[1] / file
+    if "pytest.mark.ray" in path.read_text():
         return "ray"
-    file = Path(item.nodeid.split("::")[0])
-    return "browser" if file.parent.name == "browser" else str(file)
+    return "browser" if path.parent.name == "browser" else file
 
 
 _WITHOUT_SERVER = pytest.mark.skip(reason=NO_SERVER) if SERVER not in os.environ else ()
