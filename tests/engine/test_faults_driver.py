@@ -23,6 +23,7 @@ KILLED, INTERRUPTED = -9, 130
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)  # three drivers, one after the other
 def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_run(
     tmp_path: Path, ray_cluster: "Cluster", undisturbed: TinyRun
 ) -> None:
