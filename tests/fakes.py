@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -45,6 +46,13 @@ def tiny_sam(seed: int = 0, image_size: int = 128) -> Sam:
 def save_tiny_sam(folder: str, seed: int = 0) -> str:
     save_checkpoint(tiny_sam(seed), Path(folder), Lineage())
     return folder
+
+
+def noise_and_model(folder: Path) -> list[str]:
+    """What benchmarks are told of an image of noise and a model of random weights."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "noise.png")
+    return ["--images", str(folder / "noise.png"), "--checkpoint", save_tiny_sam(f"{folder}/tiny")]
 
 
 def rectangle(size_hw: tuple[int, int], y0: int, x0: int, y1: int, x1: int) -> Mask:

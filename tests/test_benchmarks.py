@@ -16,7 +16,7 @@ from benchmarks import (
     ray_scaling,
     worker_memory,
 )
-from fakes import save_tiny_sam
+from fakes import noise_and_model, save_tiny_sam
 from faults import environment_here
 
 
@@ -100,10 +100,7 @@ def test_worker_memory_says_how_much_a_worker_held_at_most(
 def test_two_workers_are_measured_beside_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "noise.png")
-    checkpoint = save_tiny_sam(str(tmp_path / "tiny"))
-    arguments = ["--images", str(tmp_path / "noise.png"), "--checkpoint", checkpoint]
+    arguments = noise_and_model(tmp_path)
     ray_scaling.main([*arguments, "--copies", "3", "--points", "2"])
     lines = printed(capsys)
     assert [(line["how"], line["workers"]) for line in lines] == [

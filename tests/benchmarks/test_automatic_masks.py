@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import automatic_masks
 from benchmarks.mask_task import FoundMask, Made
-from fakes import rectangle, save_tiny_sam
+from fakes import noise_and_model, rectangle
 from stages.rle import Mask, encode_rle
 
 
@@ -41,10 +39,7 @@ def test_masks_agree_when_each_has_one_of_the_other_side() -> None:
 def test_generators_of_masks_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "noise.png")
-    checkpoint = save_tiny_sam(str(tmp_path / "tiny"))
-    arguments = ["--images", str(tmp_path / "noise.png"), "--checkpoint", checkpoint]
+    arguments = noise_and_model(tmp_path)
     arguments += ["--cases", "grid", "--generators", "fp32", "bf16", "--points", "6"]
     arguments += ["--pred-iou-thresh", "-9", "--stability-score-thresh", "0", "--threads", "1"]
     automatic_masks.main(arguments)
