@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from engine.errors import ConfigError, CorruptFileError
-from engine.store import read_uri
+from engine.reading import read_uri
 from stages.records import Rle
 from stages.rle import (
     rle_area,

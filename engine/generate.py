@@ -15,8 +15,9 @@ from engine.errors import ConfigError, EngineError, StorageError, UnreadableImag
 from engine.export import sa1b_annotations
 from engine.images import ImageLimits, WorkSize, read_pixels, resize_to_work_size
 from engine.pictures import overlay, png_bytes
+from engine.reading import read_uri
 from engine.settings import change_of, parsed
-from engine.store import open_store, read_uri
+from engine.store import open_store
 from model.checkpoint import CHECKPOINTS_DIR, CONFIG, Checkpoint, load_checkpoint, read_json
 from model.sam import SamConfig
 from stages.base import Provenance, StageOutput

@@ -1,7 +1,7 @@
 """The bytes of an image's file; or, where there are none, whether that is data or a failure."""
 
 from engine.errors import UnavailableImageError, UnreadableImageError
-from engine.store import has_siblings, is_no_file, read_patiently
+from engine.reading import has_siblings, is_no_file, read_patiently
 from stages.records import ImageStatus
 
 

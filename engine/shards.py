@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from engine.errors import CorruptFileError, EngineError
+from engine.reading import patiently
 from engine.stats import Stats
-from engine.store import Store, patiently
+from engine.store import Store
 from stages.records import ImageRecord, Record, StageName
 
 FORMAT_VERSION = 2

@@ -18,8 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 from engine.coco import read_coco
 from engine.errors import ConfigError
 from engine.micrographs import draw_micrograph
+from engine.reading import read_uri
 from engine.scenes import draw_scene, write_scenes
-from engine.store import Store, open_store, read_uri
+from engine.store import Store, open_store
 from engine.uris import child_uri, is_uri, parent_uri, path_of
 
 _JPEG = (".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo")

@@ -13,7 +13,6 @@ manifest records the hash of what was there when the round was sealed.
 
 import errno
 import io
-import logging
 import os
 import platform
 import shutil
@@ -24,30 +23,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pyarrow import fs as arrow_fs
 
 from engine.errors import StorageError
-
-log = logging.getLogger(__name__)
+from engine.reading import locate, patiently
 
 STAGED_SUFFIX = ".staged"
 STAGED_LIVE_SECONDS = 3600.0
 """Older strays of killed writers are swept when a run or an export starts."""
 COMPLETE = ".complete"
 """Last file of a folder in an object store."""
-READ_PAUSES_SECONDS = (0.5, 1.0)
-"""After failed reads of a source's file; one more, and it counts as out of reach."""
-STORE_PAUSES_SECONDS = (1.0, 5.0, 25.0)
-"""The same of requests that an object store has refused."""
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """What file systems say that know no links."""
-BUCKET_SCHEMES = ("gcs", "gs", "s3")
 Write = Callable[[BinaryIO], Any]
 Content = bytes | mmap
 T = TypeVar("T")
@@ -105,7 +96,7 @@ def open_store(uri: str) -> Store:
     if "://" not in uri:
         return LocalStore(Path(uri))
     try:
-        filesystem, root = _found(uri)
+        filesystem, root = locate(uri)
     except (OSError, ValueError) as error:
         raise StorageError(
             f"cannot open {uri}: {error}; expected a path or a URI such as s3://bucket/run"
@@ -113,88 +104,6 @@ def open_store(uri: str) -> Store:
     if isinstance(filesystem, arrow_fs.LocalFileSystem):
         return LocalStore(Path(root))
     return ObjectStore(filesystem, root, uri=uri)
-
-
-def _found(uri: str) -> tuple[Any, str]:
-    """The file system of a URI, and the path there."""
-    parts = urlsplit(uri)
-    if parts.scheme not in BUCKET_SCHEMES:
-        return cast(tuple[Any, str], arrow_fs.FileSystem.from_uri(uri))
-    filesystem, bucket = _bucket(urlunsplit(parts._replace(path="", fragment="")))
-    return filesystem, bucket + unquote(parts.path).rstrip("/")
-
-
-@lru_cache(maxsize=32)
-def _bucket(uri: str) -> tuple[Any, str]:
-    """A client and the name of a bucket. It is kept, since each new one connects anew, and asks its
-    machine for credentials: that costs more than an image."""
-    return cast(tuple[Any, str], arrow_fs.FileSystem.from_uri(uri))
-
-
-def read_uri(uri: str) -> bytes:
-    """The bytes of one file, by local path or pyarrow.fs URI."""
-    if "://" not in uri:
-        return Path(uri).read_bytes()
-    filesystem, path = _found(uri)
-    with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
-
-
-def read_patiently(uri: str) -> bytes:
-    """As `read_uri`. Networks hiccup: nothing is given up for one failed read."""
-
-    def will_be_so_again(error: OSError) -> bool:
-        return is_no_file(error) or isinstance(error, PermissionError)
-
-    return _asked(lambda: read_uri(uri), uri, READ_PAUSES_SECONDS, will_be_so_again)
-
-
-def patiently(request: Callable[[], T], path: str) -> T:
-    """Ask an object store again and again. What is a machine's own, and has a number, is not asked
-    twice: no file, no right, no room."""
-    return _asked(request, path, STORE_PAUSES_SECONDS, lambda error: error.errno is not None)
-
-
-def _asked(
-    request: Callable[[], T],
-    what: str,
-    pauses: tuple[float, ...],
-    is_final: Callable[[OSError], bool],
-) -> T:
-    for pause in pauses:
-        try:
-            return request()
-        except OSError as error:
-            if is_final(error):
-                raise
-            log.info("%s: %s; asked again in %g s", what, error, pause)
-            time.sleep(pause)
-    return request()
-
-
-def is_no_file(error: OSError | ValueError) -> bool:
-    """Whether reading failed because no file is there, or none could be under such a name."""
-    names = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)
-    return isinstance(error, names) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
-
-
-def has_siblings(uri: str) -> bool:
-    """Whether anything can be seen in the folder of a file: not so where its disk is away."""
-    try:
-        if "://" not in uri:
-            return _holds_anything(Path(uri).parent)
-        filesystem, path = _found(uri)
-        if isinstance(filesystem, arrow_fs.LocalFileSystem):
-            return _holds_anything(Path(path).parent)
-        folder = filesystem.get_file_info(path.rpartition("/")[0])  # in a bucket: of some key
-        return bool(folder.type != arrow_fs.FileType.NotFound)
-    except OSError:
-        return False
-
-
-def _holds_anything(folder: Path) -> bool:
-    with os.scandir(folder) as entries:  # reads no more of a large one than it must
-        return next(entries, None) is not None
 
 
 class LocalStore:

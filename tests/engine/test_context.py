@@ -5,7 +5,7 @@ import pytest
 import torch
 from pyarrow import fs
 
-import engine.store
+import engine.reading
 from engine.context import load_run_checkpoint
 from engine.errors import ConfigError, UnavailableImageError, UnreadableImageError
 from engine.images import ImageLimits, WorkSize
@@ -52,18 +52,18 @@ def test_an_image_whose_folder_is_away_is_unavailable(tmp_path: Path) -> None:
 def test_a_read_that_fails_once_is_tried_again(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_uri, attempts = engine.store.read_uri, []
+    read_uri, attempts = engine.reading.read_uri, []
 
     def flaky(uri: str) -> bytes:
         attempts.append(uri)
-        if len(attempts) <= len(engine.store.READ_PAUSES_SECONDS):
+        if len(attempts) <= len(engine.reading.READ_PAUSES_SECONDS):
             raise OSError("connection reset")
         return read_uri(uri)
 
-    monkeypatch.setattr(engine.store, "read_uri", flaky)
-    monkeypatch.setattr(engine.store.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(engine.reading, "read_uri", flaky)
+    monkeypatch.setattr(engine.reading.time, "sleep", lambda seconds: None)
     assert run.context().read_image(run.rows[0]).size_hw == (64, 96)
-    assert len(attempts) == 1 + len(engine.store.READ_PAUSES_SECONDS)
+    assert len(attempts) == 1 + len(engine.reading.READ_PAUSES_SECONDS)
 
 
 def test_an_embedding_is_the_same_made_stored_or_read_back(run: SmallRun) -> None:

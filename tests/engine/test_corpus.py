@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-import engine.store
+import engine.reading
 from engine.corpus import (
     CORPUS,
     CORPUS_SCHEMA,
@@ -216,7 +216,7 @@ def test_a_hiccup_of_the_storage_costs_no_image_and_an_outage_stops_the_scan(
 ):
     for number in range(8):
         (tmp_path / f"{number}.png").write_bytes(picture(number))
-    read_uri, failing = engine.store.read_uri, {"3.png": 2, "5.png": 99}
+    read_uri, failing = engine.reading.read_uri, {"3.png": 2, "5.png": 99}
 
     def flaky(uri):
         name = uri.rpartition("/")[2]
@@ -225,8 +225,8 @@ def test_a_hiccup_of_the_storage_costs_no_image_and_an_outage_stops_the_scan(
             raise OSError("connection reset")
         return read_uri(uri)
 
-    monkeypatch.setattr(engine.store, "read_uri", flaky)
-    monkeypatch.setattr(engine.store.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(engine.reading, "read_uri", flaky)
+    monkeypatch.setattr(engine.reading.time, "sleep", lambda seconds: None)
     images = list_images(FolderSource(name="folder", path=str(tmp_path)), store)
     statuses = scan_images(images, CorpusConfig())["status"].to_pylist()
     assert statuses == ["ok"] * 5 + ["unreadable"] + ["ok"] * 2  # one bad sector is data

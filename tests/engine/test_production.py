@@ -14,8 +14,8 @@ from engine.context import WorkerContext
 from engine.errors import EngineError, StorageError
 from engine.executor import Done, Failed, LocalExecutor, Outcome, Unit, run_unit
 from engine.production import WHOLE_ATTEMPTS, Patience, make_shards
+from engine.reading import read_uri
 from engine.shards import ShardHeader, read_footer, read_records
-from engine.store import read_uri
 from engine.worker import ShardUnit, work_on
 from runs import SmallRun
 from stages.filters import FilterConfig

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import CorruptFileError, EngineError, StorageError
+from engine.reading import STORE_PAUSES_SECONDS
 from engine.shards import (
     FORMAT_VERSION,
     ROWS_PER_GROUP,
@@ -22,7 +23,7 @@ from engine.shards import (
     read_records,
 )
 from engine.stats import Stats
-from engine.store import STORE_PAUSES_SECONDS, LocalStore, Store
+from engine.store import LocalStore, Store
 from records import full_record, image_record
 from stages.records import ImageRecord, ImageStatus, StageName
 
@@ -140,7 +141,7 @@ def test_a_shard_that_cannot_be_read_now_is_asked_for_again_and_not_called_damag
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_shard(store, PATH, HEADER, [full_record()])
-    monkeypatch.setattr("engine.store.time.sleep", lambda _: None)
+    monkeypatch.setattr("engine.reading.time.sleep", lambda _: None)
     opened, failures = store.open, len(STORE_PAUSES_SECONDS)
     monkeypatch.setattr(store, "open", lambda path: FlakyFile(opened(path), failures))
     assert list(read_records(store, PATH)) == [full_record()]

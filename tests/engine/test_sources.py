@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from engine.errors import ConfigError, CorruptFileError
 from engine.images import ImageLimits, read_pixels
 from engine.micrographs import draw_micrograph
+from engine.reading import read_uri
 from engine.scenes import draw_scene
 from engine.sources import (
     PHOTOGRAPHS,
@@ -19,7 +20,7 @@ from engine.sources import (
     list_images,
     source_from_path,
 )
-from engine.store import open_store, read_uri
+from engine.store import open_store
 
 
 @pytest.fixture

@@ -12,23 +12,14 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
-from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
 from pyarrow import fs
 
 from engine.errors import StorageError
-from engine.store import (
-    STAGED_SUFFIX,
-    STORE_PAUSES_SECONDS,
-    LocalStore,
-    ObjectStore,
-    Store,
-    has_siblings,
-    open_store,
-    read_uri,
-)
+from engine.reading import STORE_PAUSES_SECONDS
+from engine.store import STAGED_SUFFIX, LocalStore, ObjectStore, Store, open_store
 
 
 @pytest.fixture(params=["disk", "object store", "object store in a part of another"])
@@ -133,7 +124,7 @@ class ThrottledFiles:
 def test_what_a_throttled_object_store_refuses_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.store.time.sleep", lambda _: None)
+    monkeypatch.setattr("engine.reading.time.sleep", lambda _: None)
     files, patience = ThrottledFiles(0), len(STORE_PAUSES_SECONDS)
     store = ObjectStore(files, str(tmp_path / "run"), uri="test://run")
     files.failures = patience
@@ -477,7 +468,6 @@ def test_local_uris_and_paths_open_the_same_store(tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}")
     assert isinstance(store, LocalStore)
     assert store.read("file") == b"bytes"
-    assert read_uri(f"file://{tmp_path}/file") == read_uri(str(tmp_path / "file")) == b"bytes"
 
 
 def test_a_uri_that_nobody_understands_is_refused_with_what_was_expected() -> None:
@@ -492,35 +482,3 @@ def test_a_path_in_a_bucket_is_found_as_pyarrow_does(bucket: str, path: str) -> 
     store = open_store(uri)
     assert isinstance(store, ObjectStore)
     assert store.root == fs.FileSystem.from_uri(uri)[1]
-
-
-def test_all_files_of_a_bucket_are_read_through_one_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "bucket").mkdir()
-    bucket, opened = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), []
-
-    def from_uri(uri: str) -> tuple[Any, str]:
-        opened.append(uri)
-        return bucket, "bucket"
-
-    fake = SimpleNamespace(FileSystem=SimpleNamespace(from_uri=from_uri))
-    monkeypatch.setattr("engine.store.arrow_fs", fake)
-    for number in range(3):
-        (tmp_path / f"bucket/{number} .jpg").write_bytes(bytes(number))
-        for region in ("one", "two"):
-            uri = f"s3://one-client/{number}%20.jpg?region={region}"
-            assert read_uri(uri) == bytes(number)
-    assert opened == ["s3://one-client?region=one", "s3://one-client?region=two"]
-
-
-@pytest.mark.parametrize("as_uri", [False, True])
-def test_a_large_folder_is_not_listed_for_each_file_that_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_uri: bool
-) -> None:
-    missing = (tmp_path / "missing.jpg").as_uri() if as_uri else str(tmp_path / "missing.jpg")
-    monkeypatch.setattr(os, "listdir", pytest.fail)
-    assert not has_siblings(missing)
-    (tmp_path / "other.jpg").touch()
-    assert has_siblings(missing)
-    assert not has_siblings(f"{missing}/deeper.jpg")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-import engine.store
+import engine.reading
 from engine.context import WorkerContext
 from offices import (
     HEADER,
@@ -84,7 +84,7 @@ def test_prefilled_masks_called_wrong_are_dropped_though_the_image_is_skipped(
 def test_an_image_that_storage_refuses_stops_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_uri, read = engine.store.read_uri, set()
+    read_uri, read = engine.reading.read_uri, set()
 
     def failing(uri: str) -> bytes:
         if uri.endswith("001.png") and uri in read:
@@ -92,8 +92,8 @@ def test_an_image_that_storage_refuses_stops_nobody(
         read.add(uri)  # the corpus could still read it
         return read_uri(uri)
 
-    monkeypatch.setattr(engine.store, "read_uri", failing)
-    monkeypatch.setattr(engine.store.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(engine.reading, "read_uri", failing)
+    monkeypatch.setattr(engine.reading.time, "sleep", lambda seconds: None)
     office = open_office(TinyRun(tmp_path, [MANUAL | PEOPLE | {"retrain": False}], num_images=3))
     try:
         client = office.client()
