@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.context import WorkerContext, WorkerSpec
+from engine.context import WorkerContext, WorkerSpec, load_run_checkpoint
 from engine.corpus import Corpus, CorpusConfig, CorpusRow, build_corpus
 from engine.errors import EngineError, StorageError
 from engine.executor import Executor, Failed, LocalExecutor, run_all
@@ -16,6 +16,7 @@ from engine.ground_truth import GroundTruth, build_ground_truth
 from engine.progress import Progress, Step
 from engine.sources import CocoSource
 from engine.store import open_store
+from engine.suited import suited_snap
 from stages.evaluation import ClickScores, Evaluation, box_recall, evaluate_image
 from stages.filters import mask_box
 from stages.predictor import Predictor
@@ -143,16 +144,20 @@ def evaluate_source(
     *,
     device: str,
     zoom_in: bool = False,
-    snap: bool = False,
+    snap: bool | None = None,
 ) -> Evaluation:
     """Evaluate a checkpoint on all images of a COCO-style source, in this process.
 
     Args:
         zoom_in: look at small objects twice.
-        snap: make masks of superpixels.
+        snap: make masks of superpixels; None: where that suits the checkpoint.
     """
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
+        if snap is None:
+            snap = suited_snap(load_run_checkpoint(store, checkpoint))
+            if snap:
+                progress.say(f"masks made of superpixels, as suits {checkpoint}; else --no-snap")
         corpus = build_corpus(store, [source], CorpusConfig())
         truth = build_ground_truth(store, [source], corpus)
         rows = corpus.rows(np.intersect1d(corpus.select(), truth.image_ids).tolist())

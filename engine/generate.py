@@ -18,29 +18,11 @@ from engine.pictures import overlay, png_bytes
 from engine.reading import read_uri
 from engine.settings import change_of, parsed
 from engine.store import open_store
-from model.checkpoint import CHECKPOINTS_DIR, CONFIG, Checkpoint, load_checkpoint, read_json
-from model.sam import SamConfig
+from engine.suited import suited_preset
 from stages.base import Provenance, StageOutput
 from stages.filters import DropReason, FilterConfig
 from stages.fully_automatic import FullyAutomatic, FullyAutomaticConfig, Preset
 from stages.predictor import Image
-
-CALIBRATED = "photographs"
-"""The shipped config whose thresholds are those of the shipped checkpoint."""
-TRAINED_FURTHER = ("rescore=false", "pred_iou_thresh=0.375")
-"""What a run has trained may be for other pictures than photographs, all that the scorer of masks
-knows."""
-
-
-def suited_to(checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
-    """The preset, and settings, when nobody says: the IoU head of the shipped checkpoint, and of
-    those that runs have trained from it, is no official one and would drop everything."""
-    shipped = CHECKPOINTS_DIR / load_config(CALIBRATED).checkpoint
-    if checkpoint.config != read_json(shipped / CONFIG, SamConfig):
-        return Preset.OFFICIAL, ()
-    if checkpoint.sha256 != load_checkpoint(shipped).sha256:
-        return CALIBRATED, TRAINED_FURTHER
-    return CALIBRATED, ()
 
 
 def automatic_config(preset: str, settings: Sequence[str]) -> FullyAutomaticConfig:
@@ -89,7 +71,7 @@ def generate_masks(
     """
     store = open_store(str(folder))
     loaded = load_run_checkpoint(store, checkpoint, device)
-    suited, changes = (preset, ()) if preset else suited_to(loaded)
+    suited, changes = (preset, ()) if preset else suited_preset(loaded)
     config = automatic_config(suited, [*changes, *settings])
     stage = FullyAutomatic(loaded.sam, config, Provenance(round=0, checkpoint=loaded.label))
     names = _distinct([Path(uri).stem for uri in images])

@@ -186,7 +186,7 @@ def test_objects_score_better_when_they_are_looked_at_twice_or_made_of_superpixe
     )
     plain, zooming, snapping = (
         evaluate_source(source, "sa-tiny", Progress(Console(quiet=True)), device="cpu", **how)
-        for how in ({}, {"zoom_in": True}, {"snap": True})
+        for how in ({"snap": False}, {"snap": False, "zoom_in": True}, {})
     )
     assert plain.num_masks == zooming.num_masks == snapping.num_masks == 4
     assert zooming.miou_5_clicks > plain.miou_5_clicks

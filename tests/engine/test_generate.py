@@ -8,10 +8,8 @@ from PIL import Image
 from engine.cli import USER_ERROR
 from engine.config import load_config
 from engine.errors import ConfigError
-from engine.generate import automatic_config, generate_masks, suited_to
+from engine.generate import automatic_config, generate_masks
 from fakes import save_tiny_sam
-from model.checkpoint import Lineage, load_checkpoint, save_checkpoint
-from stages.fully_automatic import FullyAutomaticConfig, Preset
 from tiny_runs import sa_engine
 
 
@@ -21,22 +19,6 @@ def photo(tmp_path: Path) -> str:
     pixels[60:180, 90:230] = (210, 180, 60)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     return str(tmp_path / "photo.png")
-
-
-def test_the_shipped_checkpoint_brings_its_thresholds_and_others_have_the_official_ones(
-    tmp_path: Path,
-) -> None:
-    shipped = load_checkpoint("sa-tiny")
-    assert suited_to(shipped) == ("photographs", ())
-    save_checkpoint(shipped.sam, tmp_path / "round-01", Lineage(parent=shipped.label, round=1))
-    preset, changes = suited_to(load_checkpoint(tmp_path / "round-01"))
-    assert preset == "photographs"
-    assert not automatic_config(preset, changes).rescore
-    tiny = load_checkpoint(save_tiny_sam(str(tmp_path / "tiny")))
-    assert suited_to(tiny) == (Preset.OFFICIAL, ())
-    calibrated = automatic_config("photographs", [])
-    assert calibrated == load_config("photographs").fully_automatic
-    assert automatic_config("official", []) == FullyAutomaticConfig.preset(Preset.OFFICIAL)
 
 
 def test_fields_of_a_preset_and_of_its_filters_may_be_set() -> None:
