@@ -1,6 +1,6 @@
 """Training samples for the shipped checkpoint, from COCO-style folders and drawn scenes.
 
-A folder is `images/` beside `instances.json`. What is held out is decided by one function here and
+A folder is `images/` beside `instances.json`. What is held out, a config says (`held_out`), and it
 never reaches a training sample; `sa-engine evaluate` reads the annotations of that part after
 
     python -m benchmarks.seed_data --held-out coco --out coco-held-out.json
@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
+from benchmarks.seed_config import Augmentation, HeldOut
 from model.pretraining import ClickBatch
 from stages.records import Rle
 from stages.rle import decode_rle
 from stages.zoom_in import CROP_SHARE, FITS
 
-HELD_OUT_SHARE = 0.1
+HELD_OUT = HeldOut()
+"""Of all networks that ship."""
 MIN_CELLS = 8  # smaller regions are noise at stride 4
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
@@ -58,29 +60,10 @@ class Sample:
     """The part that is not padding."""
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    paste_probability: float
-    """Of regions of another image over this one."""
-    whole_probability: float
-    """Of the whole image at the size at which it is seen when used, without jitter."""
-    near_probability: float = 0.0
-    """Of the window around a small region, as a second look sees it (`stages/zoom_in.py`)."""
-
-
-STRONG = Augmentation(paste_probability=0.25, whole_probability=0.35)
-MILD = Augmentation(paste_probability=0.1, whole_probability=0.5)
-NEAR = Augmentation(paste_probability=0.1, whole_probability=0.5, near_probability=0.6)
-
-
-def is_held_out(sha256: str, split: str) -> bool:
+def held_out_record(directory: Path, record: dict[str, Any], rule: HeldOut | None = None) -> bool:
     """Whether an image is for evaluation only, by its file's hash and its folder's own split."""
-    return split.startswith(("val", "test")) or int(sha256[:8], 16) / 2**32 < HELD_OUT_SHARE
-
-
-def held_out_record(directory: Path, record: dict[str, Any]) -> bool:
     content = (directory / "images" / record["file_name"]).read_bytes()
-    return is_held_out(hashlib.sha256(content).hexdigest(), record.get("split", ""))
+    return (rule or HELD_OUT).holds(hashlib.sha256(content).hexdigest(), record.get("split", ""))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -97,7 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def read_folder(
-    directory: Path, *, held_out: bool, min_votes: int = 1, split: str | None = None
+    directory: Path,
+    *,
+    held_out: bool,
+    min_votes: int = 1,
+    split: str | None = None,
+    rule: HeldOut | None = None,
 ) -> list[LabelledImage]:
     """The images of one side of the split, without crowds and without images that show no mask."""
     document = json.loads((directory / "instances.json").read_text())
@@ -110,7 +98,7 @@ def read_folder(
         annotations = by_image.get(record["id"], [])
         if split is not None and record.get("split") != split:
             continue
-        if not annotations or held_out_record(directory, record) != held_out:
+        if not annotations or held_out_record(directory, record, rule) != held_out:
             continue
         images.append(
             LabelledImage(
@@ -130,7 +118,7 @@ class SampleSource:
         self,
         collections: Sequence[tuple[float, Sequence[LabelledImage]]],
         size: int,
-        augmentation: Augmentation = STRONG,
+        augmentation: Augmentation,
     ) -> None:
         shares = np.array([share for share, images in collections if images])
         self.shares = shares / shares.sum()

@@ -21,6 +21,7 @@ from benchmarks.click_scorer import (
     together,
     train,
 )
+from benchmarks.seed_config import HeldOut
 from benchmarks.seed_data import LabelledImage, read_folder
 from fakes import OneAfterAnother, rectangle, split_scenes, tiny_sam
 from model.checkpoint import read_safetensors
@@ -153,7 +154,7 @@ def test_clicks_of_the_training_side_are_made_once(
     monkeypatch.setattr(click_scorer, "MOST_REGIONS", 1)
     monkeypatch.setattr(click_scorer, "CROPS", 1)
     monkeypatch.setattr(click_scorer, "MOST_IN_CROP", 1)
-    monkeypatch.setattr(seed_data, "HELD_OUT_SHARE", 0.5)
+    monkeypatch.setattr(seed_data, "HELD_OUT", HeldOut(hash_share=0.5))
     work, out = tmp_path / "work", tmp_path / "scorer.safetensors"
     arguments = ["--photographs", str(photographs), "--work", str(work), "--out", str(out)]
     arguments += ["--steps", "5"]

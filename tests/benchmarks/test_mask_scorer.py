@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import mask_scorer, seed_data
 from benchmarks.mask_scorer import ScoredMasks, figures, main, scored_masks, train
+from benchmarks.seed_config import HeldOut
 from benchmarks.seed_data import LabelledImage, read_folder
 from fakes import OneAfterAnother, split_scenes, tiny_sam
 from model.checkpoint import read_safetensors
@@ -42,7 +43,7 @@ def test_masks_of_the_training_side_are_made_once(
         taught.append(masks)
         return train(masks)
 
-    monkeypatch.setattr(seed_data, "HELD_OUT_SHARE", 0.5)
+    monkeypatch.setattr(seed_data, "HELD_OUT", HeldOut(hash_share=0.5))
     monkeypatch.setattr(mask_scorer, "train", recorded_training)
     monkeypatch.setattr(mask_scorer, "ProcessPoolExecutor", OneAfterAnother)
     monkeypatch.setattr(mask_scorer, "scored_masks", recorded)

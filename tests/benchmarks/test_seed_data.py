@@ -9,14 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.seed_config import Augmentation, HeldOut
 from benchmarks.seed_data import (
-    MILD,
-    NEAR,
+    HELD_OUT,
     ClickBatches,
     LabelledImage,
     SampleSource,
     crop_sample,
-    is_held_out,
     main,
     near_sample,
     paste,
@@ -26,6 +25,8 @@ from engine.scenes import write_scenes
 from stages.rle import encode_rle
 
 SIZE = 64
+MILD = Augmentation(paste_probability=0.1, whole_probability=0.5)
+NEAR = Augmentation(paste_probability=0.1, whole_probability=0.5, near_probability=0.6)
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -45,11 +46,11 @@ def hashes(images: list[LabelledImage]) -> set[str]:
 
 
 def test_a_tenth_of_all_hashes_and_every_validation_image_is_held_out() -> None:
-    assert is_held_out("00000000" + "f" * 56, "train")
-    assert is_held_out("19999999" + "0" * 56, "train")
-    assert not is_held_out("1999999a" + "0" * 56, "train")
-    assert is_held_out("ffffffff" + "0" * 56, "val")
-    assert is_held_out("ffffffff" + "0" * 56, "val2017")
+    assert HELD_OUT.holds("00000000" + "f" * 56, "train")
+    assert HELD_OUT.holds("19999999" + "0" * 56, "train")
+    assert not HELD_OUT.holds("1999999a" + "0" * 56, "train")
+    assert HELD_OUT.holds("ffffffff" + "0" * 56, "val")
+    assert HELD_OUT.holds("ffffffff" + "0" * 56, "val2017")
 
 
 def test_no_image_is_both_trained_on_and_held_out(folder: Path) -> None:
@@ -59,9 +60,15 @@ def test_no_image_is_both_trained_on_and_held_out(folder: Path) -> None:
     assert held_out
     assert not training & held_out
     assert len(training | held_out) == 24
-    assert not any(is_held_out(sha256, "train") for sha256 in training)
+    assert not any(HELD_OUT.holds(sha256, "train") for sha256 in training)
     names = {image.path.name for image in read_folder(folder, held_out=False)}
     assert not names & {f"scene_3_{index:06d}.jpg" for index in range(0, 24, 4)}
+
+
+def test_a_training_may_hold_out_other_images(folder: Path) -> None:
+    nothing = HeldOut(splits=(), hash_share=0)
+    assert len(read_folder(folder, held_out=False, rule=nothing)) == 24
+    assert read_folder(folder, held_out=True, rule=nothing) == []
 
 
 @pytest.mark.slow
@@ -95,7 +102,7 @@ def test_held_out_part_of_a_folder_can_be_written_down(folder: Path, tmp_path: P
 
 
 def test_batch_of_a_number_is_always_the_same(folder: Path) -> None:
-    source = SampleSource([(1.0, read_folder(folder, held_out=False))], SIZE)
+    source = SampleSource([(1.0, read_folder(folder, held_out=False))], SIZE, MILD)
     whole, again, second = (
         ClickBatches(source, seed=1, first=5, places=places, clicks=4).batch(5)
         for places in (range(2), range(2), range(1, 2))
@@ -106,7 +113,7 @@ def test_batch_of_a_number_is_always_the_same(folder: Path) -> None:
 
 
 def test_clicks_lie_on_their_masks_and_masks_off_the_padding(folder: Path) -> None:
-    source = SampleSource([(1.0, read_folder(folder, held_out=False))], SIZE)
+    source = SampleSource([(1.0, read_folder(folder, held_out=False))], SIZE, MILD)
     batch = ClickBatches(source, seed=1, first=0, places=range(4), clicks=6).batch(0)
     for image in range(4):
         for click, mask in zip(batch.clicks[image], batch.masks[image], strict=True):
