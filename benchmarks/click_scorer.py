@@ -114,14 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    taught, watched = (
-        [
-            image
-            for folder in options.photographs
-            for image in read_folder(folder, held_out=held_out, min_votes=MIN_VOTES, split=split)
-        ]
-        for held_out, split in ((False, None), (True, WATCHED_SPLIT))
-    )
+    taught, watched = taught_and_watched(options.photographs)
     log.info("%d images, %d held out", len(taught), len(watched))
     if not taught:
         raise SystemExit("there is no image to train on: all are held out")
@@ -139,6 +132,18 @@ def main(arguments: list[str] | None = None) -> None:
         is_first = watched_clicks.is_first
         for which, chosen in (("first", is_first), ("further", ~is_first)):
             log.info(json.dumps({which: figures(scorer, watched_clicks[chosen])}))
+
+
+def taught_and_watched(folders: Sequence[Path]) -> list[list[LabelledImage]]:
+    """The photographs that are learnt from, and those on which what is learnt is looked at."""
+    return [
+        [
+            image
+            for folder in folders
+            for image in read_folder(folder, held_out=held_out, min_votes=MIN_VOTES, split=split)
+        ]
+        for held_out, split in ((False, None), (True, WATCHED_SPLIT))
+    ]
 
 
 def taught_clicks_kept(

@@ -77,10 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    sides = [
-        read_folder(options.photographs, held_out=held_out, split=TRAINING_SPLIT)
-        for held_out in (False, True)
-    ]
+    sides = taught_and_watched(options.photographs)
     log.info("%d images, %d held out", *(len(images) for images in sides))
     if not sides[0]:
         raise SystemExit(f"{options.photographs} has no image to train on: all are held out")
@@ -92,6 +89,13 @@ def main(arguments: list[str] | None = None) -> None:
     part = options.out.with_suffix(".part")
     save_file(storable_weights(scorer, torch.float32), part)
     part.replace(options.out)
+
+
+def taught_and_watched(folder: Path) -> list[list[LabelledImage]]:
+    """The photographs that are learnt from, and those on which what is learnt is looked at."""
+    return [
+        read_folder(folder, held_out=held_out, split=TRAINING_SPLIT) for held_out in (False, True)
+    ]
 
 
 def scored_masks_kept(image: LabelledImage, *, checkpoint: str, work: Path) -> ScoredMasks:

@@ -1,7 +1,7 @@
 """Train the shipped checkpoint `sa-tiny` from nothing.
 
     python -m benchmarks.seed_checkpoint --photographs bsds coco --work runs/seed \
-        --out model/checkpoints/sa-tiny
+        --out sa-tiny --seed 11
 
 Phases, by `seed_checkpoint.yaml` or a config of your own (`--config`): the encoder alone on pixel
 embeddings, then everything together at growing input sizes. Each phase is resumed where it was
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
+    if options.out is not None and options.out.exists():
+        raise SystemExit(f"--out {options.out} is there already")
     training = Training(load_seed_config(options.config), options.work, options.seed)
     names = [phase.name for phase in training.config.phases]
     if options.stop_after not in (None, *names):
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         if phase.name == options.stop_after:
             break
     if options.out is not None and process_rank() == 0:
-        training.export(options.out, data)
+        training.export(phase, options.out, data)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -93,16 +95,33 @@ class Training:
     seed: int
 
     def gather(self, folders: Sequence[Path]) -> Data:
-        self.work.mkdir(parents=True, exist_ok=True)
+        names = [folder.absolute().name for folder in folders]
+        if len(set(names)) < len(names):
+            raise SystemExit(f"--photographs: two folders have one name: {', '.join(names)}")
         scenes = self.work / "scenes"
-        if process_rank() == 0 and not (scenes / "instances.json").exists():
-            write_scenes(scenes, self.seed, self.config.scenes, (360, 480))
+        if process_rank() == 0:
+            self._begin()
+            if not (scenes / "instances.json").exists():
+                write_scenes(scenes, self.seed, self.config.scenes, (360, 480))
         wait_for_all()
         return Data(
             [self._read(folder, held_out=False) for folder in folders],
             self._read(scenes, held_out=False),
-            {folder.name: self._read(folder, held_out=True) for folder in folders},
+            {
+                name: self._read(folder, held_out=True)
+                for name, folder in zip(names, folders, strict=True)
+            },
         )
+
+    def _begin(self) -> None:
+        """Note what this is, or see that what was stopped here was the same."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        begun = self.work / "begun.json"
+        what = {"seed": self.seed, **self.config.model_dump(mode="json")}
+        if not begun.exists():
+            begun.write_text(json.dumps(what))
+        elif json.loads(begun.read_text()) != what:
+            raise SystemExit(f"{self.work} was begun with another config or seed")
 
     def _read(self, folder: Path, *, held_out: bool) -> list[LabelledImage]:
         return read_folder(
@@ -119,6 +138,8 @@ class Training:
         if state_file.exists():
             trainer.load_state_dict(torch.load(state_file, weights_only=True))
             log.info("%s: resumed at step %d", phase.name, trainer.step_count)
+        if process_rank() == 0:
+            self._forget_lines(phase, trainer.step_count)
         if trainer.step_count >= steps:
             return
         rank, batches = process_rank(), iter(self._batches(phase, data, trainer.step_count))
@@ -138,13 +159,13 @@ class Training:
                 self._write_line(phase, step, {name: sums[name] / summed for name in sums})
                 sums.clear()
                 started = time.monotonic()
-            if step % self.config.save_every_steps == 0 or step == steps:
-                save_state(trainer.state_dict(), state_file)
             if step % self.config.evaluate_every_steps == 0 or step == steps:
                 if isinstance(trainer, JointTrainer) and trainer.config.prompts_per_image:
                     held_out = self.held_out_figures(trainer.averaged.sam, data)
                     self._write_line(phase, step, held_out)
                 started = time.monotonic()
+            if step % self.config.save_every_steps == 0 or step == steps:
+                save_state(trainer.state_dict(), state_file)
         wait_for_all()
 
     def new_trainer(self, phase: Phase) -> Pretrainer | JointTrainer:
@@ -153,9 +174,8 @@ class Training:
         if phase.joint is None:
             assert phase.encoder is not None
             return Pretrainer(model.embedder, phase.encoder)
-        index = self.config.phases.index(phase)
-        before = self._averaged(self.config.phases[index - phase.begins_with : index])
-        if index == 1:
+        before = self._averaged(self.config.before(phase))
+        if phase == self.config.phases[1]:
             model.start_from(before)
         else:
             model.load_state_dict(fit_attention_biases(before, model.state_dict()))
@@ -186,21 +206,19 @@ class Training:
             }
         return figures
 
-    def export(self, directory: Path, data: Data) -> None:
-        """Write the averaged weights of the last phase that was run, with their figures."""
-        phases = [phase for phase in self.config.phases if self._state_file(phase).exists()]
-        last = phases[-1]
+    def export(self, last: Phase, directory: Path, data: Data) -> None:
+        """Write the averaged weights that a phase ended with, with their figures."""
         if last.joint is None:
             raise SystemExit(f"{last.name} trains the encoder alone: there is no checkpoint yet")
         model = self._model(last)
-        model.load_state_dict(self._averaged(phases[-last.ends_with :]))
+        model.load_state_dict(self._averaged(self.config.ending_with(last)))
         sam = model.sam.eval()
-        state = torch.load(self._state_file(last), weights_only=True)
+        phases = self.config.phases[: self.config.phases.index(last) + 1]
         lineage = Lineage(
             parent="",
             round=0,
             stage="pretraining",
-            steps=state["step_count"] + sum(phase.training.steps for phase in phases[:-1]),
+            steps=sum(phase.training.steps for phase in phases),
             metrics=self.held_out_figures(sam, data),
         )
         save_checkpoint(sam, directory, lineage, dtype=torch.float16)
@@ -230,13 +248,27 @@ class Training:
         files = [self._state_file(phase) for phase in phases]
         return mean_weights([torch.load(file, weights_only=True)["averaged"] for file in files])
 
+    @property
+    def _log_file(self) -> Path:
+        return self.work / "log.jsonl"
+
     def _state_file(self, phase: Phase) -> Path:
         return self.work / f"{phase.name}.pt"
+
+    def _forget_lines(self, phase: Phase, after: int) -> None:
+        """What steps wrote to the log that will be done again."""
+        if not self._log_file.exists():
+            return
+        lines = [json.loads(line) for line in self._log_file.read_text().splitlines()]
+        known = [line for line in lines if line["phase"] != phase.name or line["step"] <= after]
+        staged = self._log_file.with_suffix(".staged")
+        staged.write_text("".join(json.dumps(line) + "\n" for line in known))
+        staged.replace(self._log_file)
 
     def _write_line(self, phase: Phase, step: int, figures: dict[str, float]) -> None:
         rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
         line = {"time": time.time(), "phase": phase.name, "step": step, **rounded}
-        with (self.work / "log.jsonl").open("a") as file:
+        with self._log_file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         log.info("%s %d %s", phase.name, step, " ".join(f"{k}={v}" for k, v in rounded.items()))
 

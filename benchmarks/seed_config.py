@@ -97,12 +97,27 @@ class SeedConfig(Part):
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"two phases have one name: {', '.join(names)}")
+        if others and others[0].last_window != first.last_window:
+            raise ValueError(f"{others[0].name} has to have the last_window of {first.name}")
         for index, phase in enumerate(others, 1):
             if phase.joint is None:
                 raise ValueError(f"{phase.name}: only the first phase trains the `encoder` alone")
-            if (index > 1 and phase.begins_with >= index) or phase.ends_with > index:
+            if phase.begins_with >= max(index, 2) or phase.ends_with > index:
                 raise ValueError(f"{phase.name} averages more joint phases than there are")
+            for averaged in (self.before(phase), self.ending_with(phase)):
+                if len({phase.last_window for phase in averaged}) > 1:
+                    raise ValueError(f"{phase.name} averages phases of different last_window")
         return self
+
+    def before(self, phase: Phase) -> tuple[Phase, ...]:
+        """The phases whose averaged weights one that is not the first begins with."""
+        index = self.phases.index(phase)
+        return self.phases[index - phase.begins_with : index]
+
+    def ending_with(self, phase: Phase) -> tuple[Phase, ...]:
+        """The phases whose averaged weights are the checkpoint when this one was the last."""
+        end = self.phases.index(phase) + 1
+        return self.phases[end - phase.ends_with : end]
 
     def sam(self, phase: Phase) -> SamConfig:
         encoder = TinyViTConfig(

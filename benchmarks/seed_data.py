@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from benchmarks.seed_config import Augmentation, HeldOut
+from benchmarks.seed_config import SHIPPED, Augmentation, HeldOut, load_seed_config
+from engine.coco import RefusedAnnotationError, read_mask
 from model.pretraining import ClickBatch
 from stages.records import Rle
 from stages.rle import decode_rle
@@ -70,9 +71,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The held-out part of a COCO-style folder.")
     parser.add_argument("--held-out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--config", type=Path, default=SHIPPED, help="what it is held out of")
     options = parser.parse_args(arguments)
     document = json.loads((options.held_out / "instances.json").read_text())
-    images = [image for image in document["images"] if held_out_record(options.held_out, image)]
+    rule = load_seed_config(options.config).held_out
+    images = [
+        image for image in document["images"] if held_out_record(options.held_out, image, rule)
+    ]
     ids = {image["id"] for image in images}
     annotations = [one for one in document["annotations"] if one["image_id"] in ids]
     options.out.write_text(json.dumps(document | {"images": images, "annotations": annotations}))
@@ -100,15 +105,27 @@ def read_folder(
             continue
         if not annotations or held_out_record(directory, record, rule) != held_out:
             continue
-        images.append(
-            LabelledImage(
-                directory / "images" / record["file_name"],
-                (record["height"], record["width"]),
-                tuple(Rle(**annotation["segmentation"]) for annotation in annotations),
-                tuple(float(min(annotation.get("votes", 3), 4)) for annotation in annotations),
-            )
-        )
+        size_hw = (record["height"], record["width"])
+        masks = _masks(annotations, size_hw)
+        if masks:
+            path = directory / "images" / record["file_name"]
+            images.append(LabelledImage(path, size_hw, *zip(*masks, strict=True)))
     return images
+
+
+def _masks(
+    annotations: Sequence[dict[str, Any]], size_hw: tuple[int, int]
+) -> list[tuple[Rle, float]]:
+    """Masks and how often they are chosen; what is no mask of the image is left out."""
+    masks = []
+    for annotation in annotations:
+        try:
+            rle = read_mask(annotation, size_hw).segmentation
+        except RefusedAnnotationError:
+            continue
+        if rle.size == size_hw:
+            masks.append((rle, float(min(annotation.get("votes", 3), 4))))
+    return masks
 
 
 class SampleSource:

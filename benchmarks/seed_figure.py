@@ -19,7 +19,12 @@ LEARNING = {
     "miou_first": "decoder, first answer",
     "miou_last": "decoder, after corrections",
 }
-LOSSES = {"dice_loss": "dice", "embedding_loss": "pixel embeddings", "iou_loss": "IoU head"}
+LOSSES = {
+    "loss": "pixel embeddings, alone",
+    "dice_loss": "dice",
+    "embedding_loss": "pixel embeddings",
+    "iou_loss": "IoU head",
+}
 HELD_OUT = {"oracle": "best of three, 1 click", "1": "1 click", "5": "5 clicks"}
 COLOURS = ("#2f6db3", "#d9822b", "#3b8f5a", "#8a4fa3")
 

@@ -73,7 +73,8 @@ def evaluate(
         bool | None,
         typer.Option(
             help="Make masks of the image's superpixels, as annotators have it with snap; when not "
-            "said, for the shipped checkpoint and what runs train from it."
+            "said, for the shipped checkpoint and those of its shape, as runs train. What runs "
+            "themselves report is --no-snap: the model alone, which they train."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda on a machine with a GPU.")] = "cpu",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.context import WorkerContext, WorkerSpec, load_run_checkpoint
+from engine.context import WorkerContext, WorkerSpec
 from engine.corpus import Corpus, CorpusConfig, CorpusRow, build_corpus
 from engine.errors import EngineError, StorageError
 from engine.executor import Executor, Failed, LocalExecutor, run_all
@@ -154,14 +154,14 @@ def evaluate_source(
     """
     with TemporaryDirectory(prefix="sa-engine-") as folder:
         store = open_store(folder)
-        if snap is None:
-            snap = suited_snap(load_run_checkpoint(store, checkpoint))
-            if snap:
-                progress.say(f"masks made of superpixels, as suits {checkpoint}; else --no-snap")
         corpus = build_corpus(store, [source], CorpusConfig())
         truth = build_ground_truth(store, [source], corpus)
         rows = corpus.rows(np.intersect1d(corpus.select(), truth.image_ids).tolist())
         executor = LocalExecutor(WorkerSpec(store.uri, checkpoint, device=device))
+        if snap is None:
+            snap = suited_snap(executor.context.checkpoint)
+            if snap:
+                progress.say(f"masks made of superpixels, as suits {checkpoint}; else --no-snap")
         with progress.of("evaluating", len(rows)) as step:
             return evaluate(executor, rows, max_masks=None, step=step, zoom_in=zoom_in, snap=snap)
 

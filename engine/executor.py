@@ -111,7 +111,7 @@ class LocalExecutor:
     """Runs each unit in this process when it is waited for."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self._context = WorkerContext(spec)
+        self.context = WorkerContext(spec)
         self._units: deque[Unit] = deque()
 
     def has_room(self) -> bool:
@@ -124,7 +124,7 @@ class LocalExecutor:
         if not self._units:
             time.sleep(timeout)
             return []
-        return [run_unit(self._units.popleft(), self._context)]
+        return [run_unit(self._units.popleft(), self.context)]
 
     def close(self) -> None:
         pass

@@ -76,6 +76,8 @@ def test_a_training_that_was_stopped_comes_to_the_weights_of_one_that_was_not(
     monkeypatch.setattr(seed_checkpoint, "save_state", stopping)
     with pytest.raises(KeyboardInterrupt):
         train("stopped")
+    with (tmp_path / "stopped/log.jsonl").open("a") as log:  # as far as it came after its state
+        log.write('{"phase": "wider", "step": 2, "seconds": 0}\n')
     with caplog.at_level("INFO"):
         stopped = train("stopped")
     assert "wider: resumed at step 1" in caplog.messages
@@ -84,16 +86,38 @@ def test_a_training_that_was_stopped_comes_to_the_weights_of_one_that_was_not(
     assert found.sha256 == expected.sha256
     assert expected.lineage is not None
     assert expected.lineage.steps == 6
-    lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
-    ends = [(line["phase"], line["step"], "photographs0_5" in line) for line in lines]
     losses, figures = False, True
-    assert ends == [
+    assert logged(tmp_path / "whole") == logged(tmp_path / "stopped")
+    assert logged(tmp_path / "whole") == [
         ("encoder", 2, losses),
         ("joint", 2, losses),
         ("joint", 2, figures),
         ("wider", 2, losses),
         ("wider", 2, figures),
     ]
+
+
+def logged(work: Path) -> list[tuple[str, int, bool]]:
+    """Phase and step of all lines, and whether they tell of held-out images."""
+    lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    return [(line["phase"], line["step"], "photographs0_5" in line) for line in lines]
+
+
+def test_what_another_config_or_seed_began_is_not_gone_on_with(
+    photographs: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    arguments = ["--photographs", str(photographs), "--work", str(tmp_path / "work")]
+    arguments += ["--config", str(config), "--stop-after", "encoder"]
+    config.write_text(yaml.safe_dump(tiny_config()))
+    main(arguments)
+    with pytest.raises(SystemExit, match="encoder alone: there is no checkpoint"):
+        main([*arguments, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="begun with another config or seed"):
+        main([*arguments, "--seed", "1"])
+    config.write_text(yaml.safe_dump(tiny_config(scenes=5)))
+    with pytest.raises(SystemExit, match="begun with another config or seed"):
+        main(arguments)
 
 
 def test_weights_are_averaged_and_counters_are_the_last_ones() -> None:
@@ -117,32 +141,27 @@ def test_what_all_networks_that_ship_hold_out_is_what_the_config_says() -> None:
     assert config.sam(config.phases[-1]) == shipped.config
 
 
+ENCODER, JOINT, WIDER = tiny_config()["phases"]
+
+
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("phases", "told"),
     [
-        ({"phases": tiny_config()["phases"][1:]}, "the first phase, joint, has to train"),
-        ({"phases": [tiny_config()["phases"][0]] * 2}, "two phases have one name"),
+        ([JOINT, WIDER], "the first phase, joint, has to train"),
+        ([ENCODER, ENCODER], "two phases have one name"),
+        ([ENCODER | {"joint": JOINT["joint"]}], "either `encoder` or `joint`"),
         (
-            {
-                "phases": [
-                    {**tiny_config()["phases"][0], "joint": tiny_config()["phases"][1]["joint"]}
-                ]
-            },
-            "either `encoder` or `joint`",
+            [ENCODER, JOINT, ENCODER | {"name": "again"}],
+            "only the first phase trains",
         ),
-        (
-            {
-                "phases": [
-                    *tiny_config()["phases"][:2],
-                    {**tiny_config()["phases"][2], "ends_with": 3},
-                ]
-            },
-            "wider averages more joint phases than there are",
-        ),
+        ([ENCODER, WIDER], "wider has to have the last_window of encoder"),
+        ([ENCODER, JOINT | {"begins_with": 2}], "joint averages more joint phases than there are"),
+        ([ENCODER, JOINT, WIDER | {"ends_with": 3}], "wider averages more joint phases"),
+        ([ENCODER, JOINT, WIDER | {"ends_with": 2}], "wider averages phases of different"),
     ],
 )
 def test_phases_that_cannot_follow_each_other_are_refused(
-    change: dict[str, Any], told: str
+    phases: list[dict[str, Any]], told: str
 ) -> None:
     with pytest.raises(ValidationError, match=told):
-        SeedConfig.model_validate(tiny_config(**change))
+        SeedConfig.model_validate(tiny_config(phases=phases))

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.seed_config import Augmentation, HeldOut
+from benchmarks import click_scorer, mask_scorer
+from benchmarks.seed_checkpoint import Training
+from benchmarks.seed_config import Augmentation, HeldOut, load_seed_config
 from benchmarks.seed_data import (
     HELD_OUT,
     ClickBatches,
@@ -22,7 +24,7 @@ from benchmarks.seed_data import (
     read_folder,
 )
 from engine.scenes import write_scenes
-from stages.rle import encode_rle
+from stages.rle import decode_rle, encode_rle
 
 SIZE = 64
 MILD = Augmentation(paste_probability=0.1, whole_probability=0.5)
@@ -65,6 +67,21 @@ def test_no_image_is_both_trained_on_and_held_out(folder: Path) -> None:
     assert not names & {f"scene_3_{index:06d}.jpg" for index in range(0, 24, 4)}
 
 
+def test_masks_may_be_polygons_and_what_is_none_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (80, 60)).save(tmp_path / "images/one.png")
+    square = [[10, 10, 30, 10, 30, 20, 10, 20]]
+    shapes = [square, [], {"size": [6, 8], "counts": [0, 48]}, {"size": [60, 80], "counts": "?"}]
+    image = {"id": 1, "file_name": "one.png", "height": 60, "width": 80}
+    annotations = [{"id": i, "image_id": 1, "segmentation": s} for i, s in enumerate(shapes)]
+    document = {"images": [image], "annotations": annotations}
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    (found,) = read_folder(tmp_path, held_out=False, rule=HeldOut(hash_share=0))
+    (rle,) = found.rles
+    assert decode_rle(rle).sum() == 200
+    assert len(found.weights) == 1
+
+
 def test_a_training_may_hold_out_other_images(folder: Path) -> None:
     nothing = HeldOut(splits=(), hash_share=0)
     assert len(read_folder(folder, held_out=False, rule=nothing)) == 24
@@ -73,7 +90,7 @@ def test_a_training_may_hold_out_other_images(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bsds", "coco"])
-def test_training_never_reads_a_photograph_that_is_held_out(name: str) -> None:
+def test_training_never_reads_a_photograph_that_is_held_out(name: str, tmp_path: Path) -> None:
     if not (SHARED / name).is_dir():
         pytest.skip(f"{SHARED / name} is not there")
     document = json.loads((SHARED / name / "instances.json").read_text())
@@ -84,11 +101,15 @@ def test_training_never_reads_a_photograph_that_is_held_out(name: str) -> None:
         if image["split"] == "val" or int(sha256[:8], 16) < 0.1 * 2**32:
             forbidden.add(sha256)
     assert len(forbidden) >= (100 if name == "bsds" else 25)
-    collections = [(1.0, read_folder(SHARED / name, held_out=False))]
-    used = hashes([image for _, images in collections for image in images])
-    assert len(used) > 100
-    assert not used & forbidden
-    assert hashes(read_folder(SHARED / name, held_out=True)) <= forbidden
+    few_scenes = load_seed_config().model_copy(update={"scenes": 1})
+    data = Training(few_scenes, tmp_path, seed=0).gather([SHARED / name])
+    assert hashes(data.held_out[name]) <= forbidden
+    of_checkpoint = [image for images in data.photographs for image in images]
+    of_scorers = [mask_scorer.taught_and_watched(SHARED / name)[0]] if name == "bsds" else []
+    of_scorers.append(click_scorer.taught_and_watched([SHARED / name])[0])
+    for images in (of_checkpoint, *of_scorers):
+        assert len(hashes(images)) > 100
+        assert not hashes(images) & forbidden
 
 
 def test_held_out_part_of_a_folder_can_be_written_down(folder: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from runs import SmallRun
 from stages.evaluation import ClickScores, evaluate_image
 from stages.predictor import Predictor
 from still_lifes import write_still_lifes
+from tiny_runs import sa_engine
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,22 @@ def test_a_source_is_evaluated_as_a_whole_without_a_run(run: SmallRun) -> None:
     evaluation = evaluate_source(run.source, checkpoint, progress, device="cpu")
     direct = evaluate(LocalExecutor(run.spec()), run.rows, max_masks=None, step=no_step)
     assert evaluation == direct
+
+
+def test_the_shipped_checkpoint_is_evaluated_as_shipped_configs_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_still_lifes(tmp_path, 1)
+    where = ["--images", str(tmp_path / "images")]
+    where += ["--annotations", str(tmp_path / "instances.json"), "--min-area", "6000", "--json"]
+    told = []
+    for how in ([], ["--checkpoint", "sa-tiny", "--snap"], ["--no-snap"]):
+        assert sa_engine(monkeypatch, "evaluate", *where, *how) == 0
+        told.append(capsys.readouterr())
+    unsaid, snapped, alone = (json.loads(output.out) for output in told)
+    assert unsaid == snapped != alone
+    assert "masks made of superpixels, as suits sa-tiny; else --no-snap" in told[0].err
+    assert "superpixels" not in told[1].err + told[2].err
 
 
 def test_objects_score_better_when_they_are_looked_at_twice_or_made_of_superpixels(
