@@ -34,13 +34,12 @@ web/ui/node_modules/installed: web/ui/package.json web/ui/package-lock.json
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Most files that are installed are never imported; the others are compiled when they are.
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --no-compile --editable .
+	$(VENV)/bin/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --no-compile --editable ".[dev]"
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
 	touch $(VENV)/installed $@
 
 clean:
