@@ -37,6 +37,7 @@ STAGED_LIVE_SECONDS = 3600.0
 """Older strays of killed writers are swept when a run or an export starts."""
 COMPLETE = ".complete"
 """Last file of a folder in an object store."""
+REPLACE_ATTEMPTS = 3
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """What file systems say that know no links."""
 Write = Callable[[BinaryIO], Any]
@@ -136,9 +137,19 @@ class LocalStore:
             return _link(staged, self.root / path)
 
     def replace(self, path: str, data: bytes) -> None:
-        with self._staged(path, lambda file: file.write(data)) as staged:
-            staged.replace(self.root / path)
-            _sync((self.root / path).parent)
+        """Again where the folder went away meanwhile: another driver may be done with it."""
+        for attempts_left in reversed(range(REPLACE_ATTEMPTS)):
+            try:
+                with (
+                    self._staged(path, lambda file: file.write(data)) as staged,
+                    _storage_errors(path),
+                ):
+                    staged.replace(self.root / path)
+                    _sync((self.root / path).parent)
+                return
+            except StorageError as error:
+                if not attempts_left or not isinstance(error.__cause__, FileNotFoundError):
+                    raise
 
     def publish_folder(self, path: str, source: Path) -> bool:
         final = self.root / path

@@ -64,7 +64,7 @@ def test_a_driver_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_ru
 
     with drive() as driver:
         status, errors = driver.end()
-    assert status == 0, errors
+    assert status == 0, "\n".join(errors)
     run.assert_whole()
     assert run.content() == undisturbed.content()
 
@@ -74,7 +74,7 @@ def test_two_drivers_of_one_run_at_once_double_no_row(tmp_path: Path, undisturbe
     config = run.write_config()
     with Driver(config, run.out) as first, Driver(config, run.out) as second:
         for status, errors in (first.end(), second.end()):
-            assert status == 0, errors
+            assert status == 0, "\n".join(errors)
     run.assert_whole()
     assert run.content() == undisturbed.content()
 
@@ -122,7 +122,7 @@ def test_a_driver_killed_at_a_random_moment_with_a_ray_of_its_own_is_simply_star
         with Driver(config, run.out, RAY_TMPDIR=ray) as driver:
             status, errors = driver.end()
         killed.end_session()
-    assert status == 0, errors
+    assert status == 0, "\n".join(errors)
     run.assert_whole()
 
 

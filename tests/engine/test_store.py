@@ -463,6 +463,27 @@ def test_a_file_system_without_links_still_refuses_a_second_writer(
     assert disk.read("file") == b"first"
 
 
+def test_what_is_replaced_while_its_folder_is_removed_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that is done removes the folder in which a slower one still keeps its state."""
+    disk, sync, removals = LocalStore(tmp_path), os.fsync, [1, 1]
+
+    def removing(descriptor: int) -> None:
+        if removals:
+            removals.pop()
+            disk.remove_folder("training")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", removing)
+    disk.replace("training/state.pt", b"state")
+    assert disk.read("training/state.pt") == b"state"
+    removals[:] = [1] * 9
+    with pytest.raises(StorageError, match=r"cannot write training/state\.pt: No such file"):
+        disk.replace("training/state.pt", b"state")
+    assert not list(tmp_path.rglob("*.staged"))
+
+
 def test_local_uris_and_paths_open_the_same_store(tmp_path: Path) -> None:
     open_store(str(tmp_path)).publish("file", b"bytes")
     store = open_store(f"file://{tmp_path}")
