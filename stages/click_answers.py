@@ -21,7 +21,7 @@ from stages.superpixels import Agreements, Superpixels
 from stages.unions import Distances, Values, depth_looks
 
 NUM_OFFERED = 3
-WORTH, LIKENESS = 0.3, 1.3
+WORTH, LIKENESS = 0.3, 1.4
 """What counts of a further mask that is offered, beside what it adds to those that are: its own
 worth, less so many times its greatest IoU with them."""
 LEAST_SHARE = 1e-4

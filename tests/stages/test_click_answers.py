@@ -218,12 +218,12 @@ def test_what_is_offered_is_unlike_each_other_and_the_largest_is_first(
 def test_what_may_be_meant_and_is_not_met_is_offered_before_what_is_worth_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    logits, worth = torch.stack(tuple(blobs(6, 12, 200))), [0.9, 0.85, 0.2]
+    logits, worth = torch.stack(tuple(blobs(6, 12, 200))), [0.98, 0.95, 0.2]
     large = {2: 0.02}  # the region, which no output is like
     _, unlikely, _ = offered(monkeypatch, Preferring(worth, large), logits)
-    assert sorted(unlikely) == pytest.approx([0.2, 0.85, 0.9])
+    assert sorted(unlikely) == pytest.approx([0.2, 0.95, 0.98])
     _, likely, _ = offered(monkeypatch, Preferring(worth, large, chances={2: 0.6}), logits)
-    assert sorted(likely) == pytest.approx([0.02, 0.2, 0.9])
+    assert sorted(likely) == pytest.approx([0.02, 0.2, 0.98])
 
 
 def test_an_output_without_a_pixel_is_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import type { Around, Unions } from "./unions";
  * What counts of a further mask that is offered, beside what it adds to those that are: its own worth, less so many
  * times its greatest IoU with them.
  */
-const [WORTH, LIKENESS] = [0.3, 1.3];
+const [WORTH, LIKENESS] = [0.3, 1.4];
 /** What is worth so much less is offered last. */
 const UNHEEDED = 10;
 const LEAST_SHARE = 1e-4;
